@@ -1,0 +1,1 @@
+"""Graceful stops, restarts and reloads of Python services under systemd."""
