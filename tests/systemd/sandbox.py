@@ -300,7 +300,10 @@ class Sandbox:
         """Start the launcher; wait for nspawn to forward READY=1."""
         (self._work / "root").mkdir()
         deadline = time.monotonic() + self._boot_timeout
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, (self._work / "console.log").open("w") as log:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+            (self._work / "console.log").open("w+", errors="replace") as console,
+        ):
             notify.bind(str(self._work / "notify"))
             notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._launcher = subprocess.Popen(
@@ -311,20 +314,23 @@ class Sandbox:
                     "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
                 },
                 stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
+                stdout=console,
+                stderr=console,
                 start_new_session=True,
                 text=True,
             )
-            self.leader = self._wait_ready(notify, deadline)
+            why = self._wait_ready(notify, deadline)
+            if why:
+                console.seek(0)
+                message = f"the container of {self.root} {why}:\n{''.join(console.readlines()[-40:])}"
+                raise SandboxError(message)
 
     def _options(self) -> list[str]:
         return ["--private-network"] if self._private_network else []
 
-    def _wait_ready(self, notify: socket.socket, deadline: float) -> int:
-        """Return the PID of the container's PID 1 once it is up."""
+    def _wait_ready(self, notify: socket.socket, deadline: float) -> str:
+        """Wait until the container is up, and learn the PID of its PID 1; else return what became of it."""
         assert self._launcher is not None
-        leader = 0
         pidfd = os.pidfd_open(self._launcher.pid)
         try:
             poll = select.poll()
@@ -333,19 +339,13 @@ class Sandbox:
             while True:
                 ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
                 if notify.fileno() not in ready:
-                    why = "ended" if ready else "was not up in time"
-                    message = f"the container of {self.root} {why}:\n{self._console()}"
-                    raise SandboxError(message)
+                    return "ended" if ready else "was not up in time"
                 sender, text = _receive(notify)
-                leader = leader or _child_of(sender)
+                self.leader = self.leader or _child_of(sender)
                 if "READY=1" in text.splitlines():
-                    return leader
+                    return ""
         finally:
             os.close(pidfd)
-
-    def _console(self) -> str:
-        """The last that nspawn and the manager had to say."""
-        return "\n".join((self._work / "console.log").read_text(errors="replace").splitlines()[-40:])
 
     def _share(self) -> None:
         """Bind what was asked for, and of the checkout and this Python what the clone lacks."""
