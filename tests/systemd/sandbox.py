@@ -95,7 +95,14 @@ _NSPAWN: Final = (
     "--boot",
 )
 # No timers (apt's and others' would start work of their own), none of the host's fstab.
-_CMDLINE: Final = ("systemd.unit=basic.target", "systemd.mask=timers.target", "fstab=no")
+# The two mounts are refused to a systemd newer than the nspawn that runs it.
+_CMDLINE: Final = (
+    "systemd.unit=basic.target",
+    "systemd.mask=timers.target",
+    "systemd.mask=dev-hugepages.mount",
+    "systemd.mask=sys-fs-fuse-connections.mount",
+    "fstab=no",
+)
 
 
 class SandboxError(Exception):
@@ -154,7 +161,9 @@ class Sandbox:
         if reason:
             raise SandboxError(reason)
         _sweep()
-        self._work = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        # Not mkdtemp: it is a machine's name too, which must not end in "_".
+        self._work = Path(tempfile.gettempdir(), f"{_PREFIX}{os.getpid()}-{os.urandom(4).hex()}")
+        self._work.mkdir(mode=0o700)
         try:
             self._boot()
             self._share()
