@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT / "tests" / "systemd"))
-import sandbox  # noqa: E402 -- it lies where only the line above finds it, before anything is installed
+sys.path.insert(0, str(CHECKOUT))
+from tests.systemd import sandbox  # noqa: E402 -- found thanks to the line above, before anything is installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -280,15 +280,15 @@ def prune() -> None:
 # -- parts
 
 
-def run_tools(part: str, venv: Path, *commands: Sequence[str | os.PathLike[str]]) -> Row:
+def run_tools(part: str, venv: Path, *commands: Sequence[str]) -> Row:
     """Run linters, all of them, whatever the first says."""
     begin = time.monotonic()
     failed = 0
     for command in commands:
-        say(shlex.join(map(str, command)))
-        failed += bool(subprocess.run((venv / "bin" / command[0], *command[1:]), check=False, cwd=CHECKOUT).returncode)
-    row = Row(part, "failed" if failed else "ok", time.monotonic() - begin, len(commands) - failed, failed)
-    return row
+        say(shlex.join(command))
+        program = venv / "bin" / command[0]
+        failed += bool(subprocess.run((program, *command[1:]), check=False, cwd=CHECKOUT).returncode)
+    return Row(part, "failed" if failed else "ok", time.monotonic() - begin, len(commands) - failed, failed)
 
 
 def lint(venv: Path) -> Row:
@@ -313,9 +313,9 @@ def run_pytest(part: str, venv: Path, arguments: Sequence[str], *, name: str = "
     with tempfile.TemporaryDirectory(prefix="requiem-report-") as folder:
         report = Path(folder, "report.xml")
         marks = "slow" if part == "slow" else "not slow"
-        command = (venv / "bin" / "python", "-m", "pytest", f"--junit-xml={report}", "-m", marks, *folders, *arguments)
-        say(f"{row.part}: {shlex.join(map(str, command[1:]))}")
-        status = subprocess.run(command, check=False, cwd=CHECKOUT).returncode
+        command = (str(venv / "bin" / "python"), "-m", "pytest", "-m", marks, *folders, *arguments)
+        say(f"{row.part}: {shlex.join(command[1:])}")
+        status = subprocess.run((*command, f"--junit-xml={report}"), check=False, cwd=CHECKOUT).returncode
         if report.exists():
             for suite in ET.parse(report).getroot().iter("testsuite"):
                 counts = {key: int(suite.get(key, "0")) for key in ("tests", "errors", "failures", "skipped")}
@@ -385,8 +385,7 @@ def in_root(suite: str, tree: Path, arguments: Sequence[str]) -> list[Row]:
         env |= {"REQUIEM_TEST_CACHE": str(cache()), "TERM": os.environ.get("TERM", "dumb"), "COLUMNS": "120"}
         version = box.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
         words = ["/usr/bin/python3", "-B", str(Path(__file__)), "--inside", *PORTABLE]
-        rows = report_of(version, box.command(*words, env={**sandbox.ENVIRONMENT, **env}, cwd=CHECKOUT), arguments)
-    return rows
+        return report_of(version, box.command(*words, env={**sandbox.ENVIRONMENT, **env}, cwd=CHECKOUT), arguments)
 
 
 def report_of(label: str, command: Sequence[str], arguments: Sequence[str]) -> list[Row]:

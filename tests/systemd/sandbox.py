@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""Boot a real systemd in a throw-away container, run commands and units in it.
+r"""Boot a real systemd in a throw-away container, run commands and units in it.
 
     with Sandbox() as box:
-        box.unit("hello.service", "[Service]\\nExecStart=/bin/echo hello\\n")
+        box.unit("hello.service", "[Service]\\nExecStart=/bin/echo hello\n")
         box.systemctl("start", "hello")
         print(box.journal("hello"))
 
@@ -147,6 +147,7 @@ class Sandbox:
         private_network: bool = False,
         boot_timeout: float = 60.0,
     ) -> None:
+        """Store; `with` boots."""
         self.root = Path(root).resolve()
         self.leader = 0
         self._binds = [Path(path).resolve() for path in bind]
@@ -225,7 +226,7 @@ class Sandbox:
         *argv: str | os.PathLike[str],
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] = "/",
-        **options: Any,  # noqa: ANN401 -- whatever Popen takes
+        **options: Any,  # whatever Popen takes
     ) -> subprocess.Popen[str]:
         """Start a command inside; its process group (`os.killpg(process.pid, ...)`) takes signals, the Popen does not."""
         options.setdefault("start_new_session", True)
@@ -360,12 +361,21 @@ class Sandbox:
         """Bind what was asked for, and of the checkout and this Python what the clone lacks."""
         for path in self._binds:
             self.bind(path)
-        needed = [CHECKOUT]
+        needed = {CHECKOUT}
         if self.root == Path("/"):
-            needed += [Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]
+            needed |= {Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
+        closed = set()
         for path in needed:
-            if not Path(f"/proc/{self.leader}/root{path}").exists():
+            bound = not Path(f"/proc/{self.leader}/root{path}").exists()
+            if bound:
                 self.bind(path)
+            # Units with DynamicUser= must get there too, past a /root that is closed to others. What is bound is
+            # the host's: only what lies above it is changed.
+            for folder in path.parents if bound else (path, *path.parents):
+                if not Path(f"/proc/{self.leader}/root{folder}").stat().st_mode & 0o001:
+                    closed.add(folder)
+        if closed:
+            self.run("chmod", "o+x", *closed)
 
 
 # -- the launcher: a process of its own outside the namespaces, so that it can clear up when all inside is gone
@@ -424,7 +434,7 @@ def _remove_cgroup(cgroup: Path) -> None:
     """Remove a cgroup and those below it, as far as they are empty."""
     for folder, _, _ in os.walk(cgroup, topdown=False):
         with contextlib.suppress(OSError):
-            os.rmdir(folder)
+            Path(folder).rmdir()
 
 
 def _clear(work: Path) -> None:
@@ -473,8 +483,8 @@ def _move_mount(leader: int, where: str) -> None:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), where)
         return result
 
-    # The numbers are the same on every architecture. open_tree(AT_FDCWD, where, OPEN_TREE_CLONE | AT_RECURSIVE)
-    tree = call(libc.syscall(428, -100, os.fsencode(where), 0x8001))
+    open_tree, move_mount, at_fdcwd = 428, 429, -100  # the same on every architecture
+    tree = call(libc.syscall(open_tree, at_fdcwd, os.fsencode(where), 0x8001))  # OPEN_TREE_CLONE | AT_RECURSIVE
     is_folder = Path(where).is_dir()
     namespace = os.open(f"/proc/{leader}/ns/mnt", os.O_RDONLY)
     call(libc.setns(namespace, 0))
@@ -482,8 +492,7 @@ def _move_mount(leader: int, where: str) -> None:
     (target if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
     if not is_folder:
         target.touch()
-    # move_mount(tree, "", AT_FDCWD, where, MOVE_MOUNT_F_EMPTY_PATH)
-    call(libc.syscall(429, tree, b"", -100, os.fsencode(where), 0x4))
+    call(libc.syscall(move_mount, tree, b"", at_fdcwd, os.fsencode(where), 0x4))  # MOVE_MOUNT_F_EMPTY_PATH
 
 
 def main(argv: list[str]) -> int:
