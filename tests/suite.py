@@ -1,0 +1,473 @@
+"""Get ready what the tests need, run them part by part, and say how it went (`tests/run` is the way in).
+
+Standard library only, and fit for Debian's python3: it runs before there is any virtual environment.
+
+There are two virtual environments for each Python. One holds everything from the index, is shared by all checkouts,
+and is named after the lists it was made from. The other is thin, belongs to one checkout, looks into the first, and
+holds the package itself, editable: two checkouts that are tested at the same time never test each other's code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from xml.etree import ElementTree as ET
+
+CHECKOUT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+from tests.systemd import sandbox  # noqa: E402 -- found thanks to the line above, before anything is installed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+#: Parts that are pytest's, and where their tests are.
+FOLDERS: Final = {
+    "unit": ("tests/unit",),
+    "property": ("tests/property",),
+    "process": ("tests/process", "tests/fault"),
+    "systemd": ("tests/systemd",),
+    "bench": ("tests/bench",),
+    "slow": ("tests",),
+}
+#: Parts that are run on every Python.
+PORTABLE: Final = ("unit", "property", "process")
+EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "systemd", "roots", "slow")
+PARTS: Final = (*EVERYTHING, "bench")
+NEEDS_ROOT: Final = ("systemd", "roots")
+
+#: Debian packages: what the virtual environment needs to be made, and what parts need beside it.
+BASE: Final = ("gcc", "libsystemd-dev", "pkg-config", "python3-dev", "python3-venv")
+PACKAGES: Final = {
+    "unit": ("redis-server",),
+    "process": ("redis-server",),
+    "systemd": ("redis-server", "systemd-container"),
+    "bench": ("redis-server",),
+    "slow": ("redis-server", "systemd-container"),
+    "roots": ("mmdebstrap", "systemd-container"),
+}
+
+#: Other Debians: Python 3.13 and systemd 257; Python 3.14 and systemd 262.
+SUITES: Final = {
+    "trixie": (),
+    "forky": ('--aptopt=Acquire::Check-Valid-Until "false"',),  # mirrors of testing may lag
+}
+IN_ROOTS: Final = (
+    *("ca-certificates", "dbus", "git", "iproute2", "mount", "procps", "python3", "redis-server"),
+    *("systemd", "systemd-sysv", *BASE),
+)
+#: The host's ways to the network, which a root shares.
+NETWORK_FILES: Final = ("/etc/pip.conf", "~/.config/pip/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
+NETWORK_ENVIRONMENT: Final = ("PIP_", "SSL_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "CI")
+
+
+@dataclasses.dataclass
+class Row:
+    """A line of the closing table."""
+
+    part: str
+    verdict: str
+    seconds: float = 0.0
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+class NotReadyError(Exception):
+    """What a part needs cannot be had; the message says what, and what to do."""
+
+
+# -- saying what goes on
+
+
+def say(text: str) -> None:
+    """Write a line of our own between those of the tools."""
+    print(f"tests/run: {text}", flush=True)
+
+
+@contextlib.contextmanager
+def step(text: str) -> Iterator[None]:
+    """Announce what may take longer than a second; say how long it took."""
+    begin = time.monotonic()
+    say(f"{text} ...")
+    yield
+    say(f"{text}: {time.monotonic() - begin:.0f} s")
+
+
+def quietly(*argv: str | os.PathLike[str], env: dict[str, str] | None = None) -> None:
+    """Run a command whose output matters only when it fails."""
+    done = subprocess.run(
+        argv, check=False, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        message = f"{shlex.join(map(str, argv))} failed with status {done.returncode}:\n{done.stdout}"
+        raise NotReadyError(message)
+
+
+# -- Debian packages
+
+
+def install(packages: Sequence[str]) -> None:
+    """Install the Debian packages that are missing; without root, say which."""
+    lacking = [name for name in dict.fromkeys(packages) if not installed(name)]
+    if not lacking:
+        return
+    command = f"apt install {' '.join(lacking)}"
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        say(f"missing, some tests will be skipped or fail without: {command}")
+        return
+    apt = ("apt-get", "--quiet", "--yes", "--no-install-recommends", "install", *lacking)
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    with step(f"installing {' '.join(lacking)}"), no_services_started():
+        try:
+            quietly(*apt, env=env)
+        except NotReadyError:
+            # The usual reason: no package lists, or old ones. Some other repository's may fail to come; apt will tell.
+            subprocess.run(("apt-get", "--quiet", "update"), check=False, env=env, stdout=subprocess.DEVNULL)
+            quietly(*apt, env=env)
+    if "redis-server" in lacking and shutil.which("systemctl") is not None:
+        quietly("systemctl", "--quiet", "disable", "redis-server")
+
+
+def installed(package: str) -> bool:
+    """Say whether a Debian package is there (or, not on Debian, count as if it were)."""
+    if shutil.which("dpkg-query") is None:
+        return True
+    query = ("dpkg-query", "--show", "--showformat=${db:Status-Status}", package)
+    return subprocess.run(query, check=False, capture_output=True, text=True).stdout == "installed"
+
+
+@contextlib.contextmanager
+def no_services_started() -> Iterator[None]:
+    """Forbid packages to start their services, for as long as this process lives."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield  # the administrator's own policy
+        return
+    policy.write_text(f"#!/bin/sh\n# left by a test run; harmless, and to be deleted, when {os.getpid()} is gone\n"
+                      f"kill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
+
+
+# -- virtual environments
+
+
+def cache() -> Path:
+    """Return the folder for what outlives a run."""
+    if where := os.environ.get("REQUIEM_TEST_CACHE"):
+        return Path(where).resolve()
+    if os.geteuid() == 0:
+        return Path("/var/cache/requiem-systemd")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "requiem-systemd"
+
+
+def requirements() -> list[str]:
+    """Return all that pyproject.toml asks for: dependencies, extras, groups."""
+    declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    found = list(declared["project"].get("dependencies", ()))
+    for extra in declared["project"].get("optional-dependencies", {}).values():
+        found += extra
+    for group in declared.get("dependency-groups", {}).values():
+        found += [entry for entry in group if isinstance(entry, str)]
+    own = declared["project"]["name"]  # an extra "all" may name the package itself
+    found = sorted({entry for entry in found if not entry.startswith(own)})
+    if not installed("libsystemd-dev") and os.geteuid() != 0:
+        found = [entry for entry in found if not entry.startswith("systemd-python")]
+    return found
+
+
+def digest(*parts: str) -> str:
+    """Return a short name for a content."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold others off that make the same thing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with step(f"waiting for another run that makes {path}"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make(path: Path, content: str, build: Callable[[], None]) -> None:
+    """Have `build` make a folder, unless it is there and complete with this content."""
+    stamp = path / ".complete"
+    with locked(path):
+        if not stamp.exists() or stamp.read_text() != content:
+            if path.exists():
+                shutil.rmtree(path)
+            build()
+            stamp.write_text(content)
+        os.utime(stamp)  # prune() goes by it
+
+
+def virtual_environment() -> Path:
+    """Return this checkout's virtual environment for the Python that runs this, made if need be."""
+    version = ".".join(platform.python_version_tuple()[:2])
+    wanted = requirements()
+    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    origin = (sys.version, sys.base_prefix, release)
+    shared = cache() / f"venv-{version}-{digest(*origin, *wanted)}"
+    python = shared / "bin" / "python"
+
+    def build_shared() -> None:
+        with step(f"making {shared} (a minute or so)"):
+            quietly(sys.executable, "-m", "venv", shared)
+            quietly(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted)
+
+    own = cache() / f"checkout-{version}-{digest(str(shared), str(CHECKOUT))}"
+
+    def build_own() -> None:
+        with step(f"installing {CHECKOUT}, editable, in {own}"):
+            quietly(sys.executable, "-m", "venv", "--without-pip", own)
+            packages = f"lib/python{version}/site-packages"
+            (own / packages / "_shared.pth").write_text(f"{shared / packages}\n")
+            pip = (python, "-m", "pip", f"--python={own / 'bin' / 'python'}", "--quiet", "--disable-pip-version-check")
+            quietly(*pip, "install", "--no-deps", "--no-build-isolation", "--editable", CHECKOUT)
+            copy_scripts(shared / "bin", own / "bin")
+
+    make(shared, "\n".join(wanted), build_shared)
+    make(own, f"{CHECKOUT}\n{(CHECKOUT / 'pyproject.toml').read_text()}", build_own)
+    return own
+
+
+def copy_scripts(source: Path, target: Path) -> None:
+    """Give the thin environment the shared one's commands, run by the interpreter that finds the package."""
+    for script in source.iterdir():
+        copy = target / script.name
+        if copy.exists() or copy.is_symlink() or not os.access(script, os.X_OK):
+            continue
+        first, newline, rest = script.read_bytes().partition(b"\n")
+        if first.startswith(b"#!%s/python" % os.fsencode(source)):
+            copy.write_bytes(b"#!%s/python" % os.fsencode(target) + newline + rest)
+            copy.chmod(0o755)
+        elif not script.is_symlink():
+            copy.symlink_to(script)
+
+
+def prune() -> None:
+    """Delete virtual environments whose checkout is gone, or that no run has used for a month."""
+    for stamp in cache().glob("*/.complete"):
+        old = time.time() - stamp.stat().st_mtime > 30 * 24 * 3600
+        orphan = stamp.parent.name.startswith("checkout-") and not Path(stamp.read_text().partition("\n")[0]).exists()
+        if old or orphan:
+            shutil.rmtree(stamp.parent)
+
+
+# -- parts
+
+
+def run_tools(part: str, venv: Path, *commands: Sequence[str]) -> Row:
+    """Run linters, all of them, whatever the first says."""
+    begin = time.monotonic()
+    failed = 0
+    for command in commands:
+        say(shlex.join(command))
+        program = venv / "bin" / command[0]
+        failed += bool(subprocess.run((program, *command[1:]), check=False, cwd=CHECKOUT).returncode)
+    return Row(part, "failed" if failed else "ok", time.monotonic() - begin, len(commands) - failed, failed)
+
+
+def lint(venv: Path) -> Row:
+    """Run ruff."""
+    return run_tools("lint", venv, ("ruff", "check", "."))
+
+
+def types(venv: Path) -> Row:
+    """Run the type checkers over the code, the tests, and what users see of the types."""
+    own = f"--python-executable={venv / 'bin' / 'python'}"
+    verify = ("pyright", f"--pythonpath={venv / 'bin' / 'python'}", "--ignoreexternal", "--verifytypes", "requiem_systemd")
+    return run_tools("types", venv, ("mypy", own), verify)
+
+
+def run_pytest(part: str, venv: Path, arguments: Sequence[str], *, name: str = "") -> Row:
+    """Run the tests of a part; none at all is a failure, but for the slow, of which there may be none."""
+    folders = [folder for folder in FOLDERS[part] if (CHECKOUT / folder).is_dir()]
+    row = Row(name or part, "NO TESTS")
+    if not folders:
+        return row
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="requiem-report-") as folder:
+        report = Path(folder, "report.xml")
+        marks = "slow" if part == "slow" else "not slow"
+        command = (str(venv / "bin" / "python"), "-m", "pytest", "-m", marks, *folders, *arguments)
+        say(f"{row.part}: {shlex.join(command[1:])}")
+        status = subprocess.run((*command, f"--junit-xml={report}"), check=False, cwd=CHECKOUT).returncode
+        if report.exists():
+            for suite in ET.parse(report).getroot().iter("testsuite"):
+                counts = {key: int(suite.get(key, "0")) for key in ("tests", "errors", "failures", "skipped")}
+                row.failed += counts["errors"] + counts["failures"]
+                row.skipped += counts["skipped"]
+                row.passed += counts["tests"] - counts["errors"] - counts["failures"] - counts["skipped"]
+    row.seconds = time.monotonic() - begin
+    if status == 0 and row.passed:
+        row.verdict = "ok"
+    elif part == "slow" and status == 5:
+        row.verdict = "none"
+    elif status not in (0, 5):
+        row.verdict = "failed"
+    return row
+
+
+# -- other Pythons, other systemds
+
+
+def roots(arguments: Sequence[str]) -> list[Row]:
+    """Run what is portable on other Pythons, and the tests with a real systemd on newer ones."""
+    rows = []
+    for python in pythons_here("3.12"):
+        rows += report_of("3.12", [python, "-B", str(Path(__file__)), *PORTABLE], arguments)
+    for suite, options in SUITES.items():
+        begin = time.monotonic()
+        try:
+            rows += in_root(suite, root_tree(suite, options), arguments)
+        except (NotReadyError, sandbox.SandboxError, subprocess.SubprocessError) as error:
+            say(f"{suite}: {error}")
+            rows.append(Row(suite, "failed", time.monotonic() - begin))
+    return rows
+
+
+def pythons_here(version: str) -> list[str]:
+    """Return one interpreter of that version that really runs (a pyenv shim may not), or none."""
+    candidates = [shutil.which(f"python{version}") or "", *Path.home().glob(f".pyenv/versions/{version}*/bin/python")]
+    for candidate in filter(None, map(str, candidates)):
+        test = subprocess.run((candidate, "-c", "import ctypes, ssl, venv"), check=False, capture_output=True)
+        if test.returncode == 0:
+            return [candidate]
+    say(f"no Python {version} here: left out")
+    return []
+
+
+def root_tree(suite: str, options: Sequence[str]) -> Path:
+    """Return the tree of another Debian, made if need be."""
+    path = cache() / f"root-{suite}-{digest(*IN_ROOTS, *options)}"
+
+    def build() -> None:
+        with step(f"making {path} (half a minute)"):
+            include = f"--include={','.join(IN_ROOTS)}"
+            quietly("mmdebstrap", "--quiet", "--variant=apt", include, *options, suite, path)
+
+    make(path, suite, build)
+    return path
+
+
+def in_root(suite: str, tree: Path, arguments: Sequence[str]) -> list[Row]:
+    """Run the portable parts inside a booted container of that tree; then, from here, the systemd tests against it."""
+    with sandbox.Sandbox(tree, bind=(CHECKOUT, cache())) as box:
+        for name in NETWORK_FILES:
+            path = Path(name).expanduser()
+            if path.is_file():
+                box.write(path, path.read_text())
+        env = {key: value for key, value in os.environ.items() if key.startswith(NETWORK_ENVIRONMENT)}
+        env |= {"REQUIEM_TEST_CACHE": str(cache()), "TERM": os.environ.get("TERM", "dumb"), "COLUMNS": "120"}
+        version = box.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
+        words = ["/usr/bin/python3", "-B", str(Path(__file__)), "--inside", *PORTABLE]
+        return report_of(version, box.command(*words, env={**sandbox.ENVIRONMENT, **env}, cwd=CHECKOUT), arguments)
+
+
+def report_of(label: str, command: Sequence[str], arguments: Sequence[str]) -> list[Row]:
+    """Run this script by another Python, and return the lines of its table."""
+    with tempfile.NamedTemporaryFile(dir=cache(), prefix="report-", suffix=".json") as report:
+        status = subprocess.run((*command, f"--report={report.name}", *arguments), check=False).returncode
+        text = report.read().decode()
+    if not text:
+        return [Row(label, "failed")]
+    rows = [Row(**row) for row in json.loads(text)]
+    if status and all(row.verdict == "ok" for row in rows):
+        rows.append(Row("end", "failed"))
+    for row in rows:
+        row.part = f"{label} {row.part}"
+    return rows
+
+
+# -- the whole
+
+
+def run_part(part: str, venv: Path, arguments: Sequence[str]) -> list[Row]:
+    """Run one part."""
+    match part:
+        case "lint":
+            return [lint(venv)]
+        case "types":
+            return [types(venv)]
+        case "roots":
+            return roots(arguments)
+        case _:
+            return [run_pytest(part, venv, arguments)]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the closing table."""
+    lines = [f"{'part':<20}{'':<10}{'passed':>8}{'failed':>8}{'skipped':>8}{'seconds':>9}"]
+    for row in rows:
+        counts = f"{row.passed:>8}{row.failed:>8}{row.skipped:>8}{row.seconds:>9.1f}"
+        lines.append(f"{row.part:<20}{row.verdict:<10}{counts}")
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split the command line: options of ours, names of parts, then all that is pytest's."""
+    parser = argparse.ArgumentParser(prog="tests/run", description="Run the tests.", allow_abbrev=False)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("parts", nargs="*", choices=(*PARTS, []), metavar="PART", help=", ".join(PARTS))
+    words = list(argv)
+    own = []
+    while words and (words[0] in PARTS or words[0] in ("--inside", "-h", "--help") or words[0].startswith("--report=")):
+        own.append(words.pop(0))
+    return parser.parse_args(own), words
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the parts that were asked for, and say how it went."""
+    begin = time.monotonic()
+    options, arguments = parse(argv)
+    parts = options.parts or list(EVERYTHING)
+    rows = []
+    if os.geteuid() != 0:
+        rows = [Row(part, "LEFT OUT") for part in parts if part in NEEDS_ROOT]
+        parts = [part for part in parts if part not in NEEDS_ROOT]
+    if rows:
+        say(f"needs root, left out: {', '.join(row.part for row in rows)}")
+    try:
+        if not options.inside:
+            install([*BASE, *(package for part in parts for package in PACKAGES.get(part, ()))])
+            prune()
+        venv = virtual_environment()
+        os.environ["PATH"] = f"{venv / 'bin'}:{os.environ['PATH']}"
+        for part in parts:
+            rows += run_part(part, venv, arguments)
+    except NotReadyError as error:
+        say(str(error))
+        rows.append(Row("preparation", "failed"))
+    if options.report:
+        options.report.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
+    say(f"{time.monotonic() - begin:.0f} s in all\n\n{table(rows)}")
+    return int(any(row.verdict in ("failed", "NO TESTS") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,204 @@
+"""A booted systemd for the session, and scripts as units in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from tests.systemd.sandbox import Sandbox, missing
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping
+
+    from pluggy import Result
+
+UNITS = pytest.StashKey[list["Unit"]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in this folder."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("systemd")
+
+
+@pytest.hookimpl(hookwrapper=True)  # not `wrapper`: Debian 12's pytest does not know it
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Result[pytest.TestReport], None]:
+    """Show the journal of the units of a test that failed."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for unit in item.stash.get(UNITS, []):
+            report.sections.append((f"journal of {unit.name}", unit.journal()))
+
+
+@pytest.fixture(scope="session")
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """Return a booted container, the same for all tests: name units so that they do not meet."""
+    if reason := missing():
+        pytest.skip(f"no systemd: {reason}")
+    with Sandbox(request.config.getoption("--sandbox-root"), bind=request.config.getoption("--sandbox-bind")) as box:
+        yield box
+
+
+@pytest.fixture(scope="session")
+def python(request: pytest.FixtureRequest) -> str:
+    """Return the Python by which units are run: it has the package."""
+    path: str = request.config.getoption("--sandbox-python")
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopped:
+    """How a unit ended, by systemd's own account."""
+
+    result: str  # Result=: "success", "timeout", "exit-code", "watchdog" ...
+    status: int  # the exit status of the main process, or the signal that killed it
+    seconds: float  # from the begin of the stop until the unit was inactive
+
+
+class Unit:
+    """A service in the sandbox."""
+
+    def __init__(self, box: Sandbox, name: str) -> None:
+        """Store; the `service` fixture writes."""
+        self.box = box
+        self.name = name
+
+    def __repr__(self) -> str:
+        """Name the unit."""
+        return f"<Unit {self.name}>"
+
+    def start(self) -> None:
+        """Start it, and wait until systemd has it for started."""
+        self.box.systemctl("start", self.name)
+
+    def stop(self) -> Stopped:
+        """Stop it, and say how that went."""
+        return stop(self)[0]
+
+    def restart(self) -> None:
+        """Restart it."""
+        self.box.systemctl("restart", self.name)
+
+    def reload(self) -> None:
+        """Reload it."""
+        self.box.systemctl("reload", self.name)
+
+    def kill(self, signal: str, whom: str = "main") -> None:
+        """Send it a signal, by name."""
+        self.box.systemctl("kill", f"--signal={signal}", f"--kill-who={whom}", self.name)
+
+    def show(self, *properties: str) -> dict[str, str]:
+        """Return properties."""
+        return self.box.show(self.name, *properties)
+
+    def journal(self) -> str:
+        """Return its journal."""
+        return self.box.journal(self.name)
+
+    @property
+    def state(self) -> str:
+        """ActiveState=: "active", "inactive", "failed", "deactivating" ..."""
+        return self.show("ActiveState")["ActiveState"]
+
+    @property
+    def result(self) -> str:
+        """Result=."""
+        return self.show("Result")["Result"]
+
+    @property
+    def status_text(self) -> str:
+        """What the service last said by STATUS=."""
+        return self.show("StatusText")["StatusText"]
+
+    @property
+    def main_pid(self) -> int:
+        """Its main process, as numbered inside; 0 if there is none."""
+        return int(self.show("MainPID")["MainPID"])
+
+    def stopped(self) -> Stopped:
+        """Say how it ended."""
+        values = self.show("Result", "ExecMainStatus", "ActiveExitTimestampMonotonic", "InactiveEnterTimestampMonotonic")
+        begin, end = (int(values[f"{edge}TimestampMonotonic"]) for edge in ("ActiveExit", "InactiveEnter"))
+        return Stopped(values["Result"], int(values["ExecMainStatus"]), (end - begin) / 1e6)
+
+
+def stop(*units: Unit) -> list[Stopped]:
+    """Stop units side by side, by one `systemctl stop`, and say how that went for each."""
+    units[0].box.systemctl("stop", *(unit.name for unit in units), timeout=120)
+    return [unit.stopped() for unit in units]
+
+
+class ServiceFactory(Protocol):
+    """What the `service` fixture returns."""
+
+    def __call__(self, script: str, **settings: object) -> Unit:
+        """Write a Python script as a unit, with `settings` for [Service] over the usual ones, and start it."""
+
+
+class ServicesFactory(Protocol):
+    """What the `services` fixture returns."""
+
+    def __call__(self, count: int, script: str, **settings: object) -> list[Unit]:
+        """Write a Python script as several units, and start them side by side."""
+
+
+@pytest.fixture
+def services(sandbox: Sandbox, python: str, request: pytest.FixtureRequest) -> Iterator[ServicesFactory]:
+    """Return a function that writes and starts units; they end with the test."""
+    units = request.node.stash.setdefault(UNITS, [])
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", request.node.nodeid.rpartition("/")[2]).strip("-")
+
+    def services(count: int, script: str, **settings: object) -> list[Unit]:
+        new = [Unit(sandbox, f"{stem}-{len(units) + number}.service") for number in range(count)]
+        units.extend(new)
+        path = f"/run/requiem-tests/{new[0].name.removesuffix('.service')}.py"
+        sandbox.write(path, textwrap.dedent(script).lstrip())
+        for unit in new:
+            sandbox.unit(unit.name, unit_text(f"{python} -u {path}", settings))
+        # systemd forgets a unit that has ended well, with its result and its times, unless another refers to it.
+        holder = new[0].name.replace(".service", ".target")
+        sandbox.unit(holder, f"[Unit]\nAfter={' '.join(unit.name for unit in new)}\n")
+        sandbox.systemctl("start", holder, *(unit.name for unit in new))
+        return new
+
+    yield services
+    if units:
+        names = [unit.name for unit in units]
+        sandbox.systemctl("stop", "--no-block", *names, check=False)
+        sandbox.systemctl("kill", "--signal=KILL", *names, check=False)
+        sandbox.systemctl("stop", *names, check=False)
+        sandbox.systemctl("reset-failed", *names, check=False)
+
+
+@pytest.fixture
+def service(services: ServicesFactory) -> ServiceFactory:
+    """Return a function that writes and starts one unit."""
+
+    def service(script: str, **settings: object) -> Unit:
+        return services(1, script, **settings)[0]
+
+    return service
+
+
+def unit_text(command: str, settings: Mapping[str, object]) -> str:
+    """Return a unit; a setting that is None is left out, one that is a list comes several times."""
+    usual = {
+        "Type": "notify",
+        "NotifyAccess": "main",
+        "KillMode": "mixed",
+        "TimeoutStartSec": 10,
+        "TimeoutStopSec": 2,
+        "ExecStart": command,
+    }
+    lines = ["[Unit]", "StartLimitIntervalSec=0", "[Service]"]
+    for name, value in {**usual, **settings}.items():
+        values = value if isinstance(value, list) else [value]
+        lines += [f"{name}={single}" for single in values if single is not None]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,87 @@
+"""The control: without the library a job is killed, and systemd does let one that asks for time live.
+
+If one of these fails, the sandbox lies, and no other test with systemd means anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.systemd.conftest import stop
+
+if TYPE_CHECKING:
+    from tests.systemd.conftest import ServiceFactory, ServicesFactory
+
+#: A job of 6 s in a thread, begun before READY=1; SIGTERM as Python programs take it: SystemExit, then the threads.
+JOB = """
+import os, signal, socket, sys, threading, time
+
+def notify(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
+
+def work():
+    time.sleep(6)
+    print("job done", flush=True)
+
+job = threading.Thread(target=work)
+job.start()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+"""
+PLAIN = f"""{JOB}
+notify("READY=1")
+signal.pause()
+"""
+HAND_WRITTEN = f"""{JOB}
+notify("READY=1")
+try:
+    signal.pause()
+finally:
+    while job.is_alive():
+        notify("STOPPING=1\\nEXTEND_TIMEOUT_USEC=2000000")
+        job.join(0.5)
+"""
+
+
+def test_plain_dies(services: ServicesFactory, repetitions: int) -> None:
+    """A service with a job longer than TimeoutStopSec= is killed when that has passed."""
+    for unit, stopped in zip(units := services(repetitions, PLAIN), stop(*units), strict=True):
+        assert stopped.result == "timeout"
+        assert 2.0 <= stopped.seconds < 3.0
+        assert "job done" not in unit.journal()
+
+
+def test_hand_written_survives(services: ServicesFactory, repetitions: int) -> None:
+    """A service that extends by hand, every half second, is let live until its job is done."""
+    for unit, stopped in zip(units := services(repetitions, HAND_WRITTEN), stop(*units), strict=True):
+        assert stopped.result == "success"
+        assert 5.0 < stopped.seconds < 7.0
+        assert "job done" in unit.journal()
+
+
+def test_hardened_runs(service: ServiceFactory) -> None:
+    """A unit of another user, which sees a read-only system, can run this Python and import the package."""
+    script = """
+    import os, socket, requiem_systemd, sdnotify
+    print("ran as", "root" if os.getuid() == 0 else "another", flush=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+    """
+    unit = service(script, DynamicUser="yes", ProtectSystem="strict", ProtectHome="read-only", PrivateTmp="yes")
+    assert "ran as another" in unit.journal()
+
+
+def test_leftovers_are_waited_for(service: ServiceFactory) -> None:
+    """The unit is not gone before its last process is (in a container with a shared cgroup it would be)."""
+    script = """
+    import os, signal, socket, subprocess
+    subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 2; echo leftover ends"])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+    signal.pause()
+    """
+    unit = service(script, KillMode="control-group", TimeoutStopSec=5)
+    stopped = unit.stop()
+    assert stopped.result == "success"
+    assert 1.5 < stopped.seconds < 3.0
+    assert "leftover ends" in unit.journal()
