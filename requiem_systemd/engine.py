@@ -51,6 +51,7 @@ class Engine:
         self._status = ""
         self._starting: list[str] = []
         self._interrupted: float | None = None
+        self._signalled = False
         self._reload_waiters: list[Callable[[str], object]] = []
         self._reload_error = ""
         self._actions: dict[Action, Callable[[], object]] = {
@@ -178,6 +179,7 @@ class Engine:
             gate.forward(number)
         else:  # whoever owned the wakeup fd hears of a stop when the ledger is empty
             self.wayout.deferred.append(number)
+        self._signalled = True
         self._signals[name_of(number)](name_of(number))
 
     def begin(self, reason: str) -> None:
@@ -292,6 +294,9 @@ class Engine:
         waiters, self._reload_waiters = self._reload_waiters, []
         for waiter in waiters:
             waiter("the service is draining: nothing is reloaded any more")
+        gate = self.wayout.gate
+        if gate is not None and gate.at_once and not self._signalled:
+            gate.tell_chained()  # a server that stops by its own handler has not heard of this drain
         self.drain.run(self._reason)
 
     def _release(self) -> None:

@@ -147,7 +147,7 @@ class Service(Tracking):
 
     def ready(self, status: str = "") -> None:
         """Say READY=1: the service is up. With `status`, a STATUS line too. Once draining: nothing."""
-        self._retake()
+        self.retake()
         engine = self.engine
         engine.loop.call(lambda: engine.ready(status))
 
@@ -200,7 +200,7 @@ class Service(Tracking):
 
     def wait_begin(self, timeout: float | None = None) -> bool:
         """Wait until the drain begins. False: `timeout`, in seconds, ran out."""
-        self._retake()
+        self.retake()
         return self.engine.begun.wait(None if timeout is None else length("timeout", timeout))
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -217,15 +217,10 @@ class Service(Tracking):
         if mine:
             msg = f'wait() inside the tracker "{mine[0].name}" of the same thread could never return; call it outside'
             raise RuntimeError(msg)
-        self._retake()
-        engine, before = self.engine, self._main
-        in_main = _in_main_thread()
-        self._main = "waiting" if in_main else before
-        try:
+        self.retake()
+        engine = self.engine
+        with self.keeping_main():
             done = engine.stopped.wait(seconds)
-        finally:
-            if in_main and not engine.stopped:
-                self._main = before
         if done and engine.drain.limits.abandoned:
             raise AbandonedError(engine.drain.limits.abandoned)
         return done
@@ -249,12 +244,26 @@ class Service(Tracking):
         loop.post(lambda: loop.reader(fd, readable))
 
     @property
-    def _gate(self) -> Gate | None:
+    def gate(self) -> Gate | None:
+        """What holds the signals, where the service is armed with them."""
         return None if self._engine is None else self._engine.wayout.gate
 
-    def _retake(self) -> None:
-        if self._gate is not None:
-            self._gate.retake()
+    def retake(self) -> None:
+        """Take back, in the main thread, signals that somebody took since; their handlers are called when the ledger is empty."""
+        if self.gate is not None:
+            self.gate.retake()
+
+    @contextmanager
+    def keeping_main(self) -> Iterator[None]:
+        """Leave the main thread alone: whoever is in the block sees to its end when all is done."""
+        if not _in_main_thread():
+            yield
+            return
+        before, self._main = self._main, "waiting"
+        try:
+            yield
+        finally:
+            self._main = "leaving" if self.engine.stopped else before
 
     def _main_is_free(self, *, forced: bool) -> bool:
         """Say whether the main thread may be made to leave; `forced`: even out of an abandoned job."""
@@ -274,12 +283,12 @@ class Service(Tracking):
             exits.leave(EX_TEMPFAIL, engine.drain.limits.owners)
 
     def _before_fork(self) -> None:
-        if self._gate is not None:
-            self._fork_mask = self._gate.hold()
+        if self.gate is not None:
+            self._fork_mask = self.gate.hold()
 
     def _after_fork(self) -> None:
-        if self._gate is not None:
-            self._gate.unhold(self._fork_mask)
+        if self.gate is not None:
+            self.gate.unhold(self._fork_mask)
 
     def _forked(self) -> None:
         """In a fork's child: nothing of the parent's is in flight here, and nobody hears of us."""
