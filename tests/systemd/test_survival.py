@@ -62,7 +62,7 @@ def drained(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
     for number, count in enumerate(rounds(repetitions)):
         with Fleet(sandbox, python, f"form{number}") as fleet:
             for name, text in {**FORMS, **forms.ENDS, "watchdog": WATCHED}.items():
-                settings = {"asgi": {"ExecStartPost": request}, "watchdog": {"WatchdogSec": 2}}.get(name, {})
+                settings: dict[str, object] = {"asgi": {"ExecStartPost": request}, "watchdog": {"WatchdogSec": 2}}.get(name, {})
                 fleet.add(name, forms.script(text), count, **settings)
             fleet.add("control", forms.script(CONTROL), count)
             fleet.start()
