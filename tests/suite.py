@@ -48,6 +48,7 @@ FOLDERS: Final = {
 PORTABLE: Final = ("unit", "property", "process")
 EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "systemd", "roots", "slow")
 PARTS: Final = (*EVERYTHING, "bench")
+GROUPS: Final = ("tests", "lint", "types")
 NEEDS_ROOT: Final = ("systemd", "roots")
 
 #: Debian packages: what the virtual environment needs to be made, and what parts need beside it.
@@ -179,14 +180,14 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "requiem-systemd"
 
 
-def requirements() -> list[str]:
-    """Return all that pyproject.toml asks for: dependencies, extras, groups."""
+def requirements(groups: Sequence[str]) -> list[str]:
+    """Return what pyproject.toml asks for: dependencies, extras, groups."""
     declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     found = list(declared["project"].get("dependencies", ()))
     for extra in declared["project"].get("optional-dependencies", {}).values():
         found += extra
-    for group in declared.get("dependency-groups", {}).values():
-        found += [entry for entry in group if isinstance(entry, str)]
+    for group in groups:
+        found += declared["dependency-groups"][group]
     own = declared["project"]["name"]  # an extra "all" may name the package itself
     found = sorted({entry for entry in found if not entry.startswith(own)})
     if not installed("libsystemd-dev") and os.geteuid() != 0:
@@ -224,10 +225,10 @@ def make(path: Path, content: str, build: Callable[[], None]) -> None:
         os.utime(stamp)  # prune() goes by it
 
 
-def virtual_environment() -> Path:
+def virtual_environment(groups: Sequence[str]) -> Path:
     """Return this checkout's virtual environment for the Python that runs this, made if need be."""
     version = ".".join(platform.python_version_tuple()[:2])
-    wanted = requirements()
+    wanted = requirements(groups)
     release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     origin = (sys.version, sys.base_prefix, release)
     shared = cache() / f"venv-{version}-{digest(*origin, *wanted)}"
@@ -339,11 +340,11 @@ def roots(arguments: Sequence[str]) -> list[Row]:
     """Run what is portable on other Pythons, and the tests with a real systemd on newer ones."""
     rows = []
     for python in pythons_here("3.12"):
-        rows += report_of("3.12", [python, "-B", str(Path(__file__)), *PORTABLE], arguments)
+        rows += elsewhere("3.12", [python, "-B", __file__], arguments).rows
     for suite, options in SUITES.items():
         begin = time.monotonic()
         try:
-            rows += in_root(suite, root_tree(suite, options), arguments)
+            rows += in_root(root_tree(suite, options), arguments)
         except (NotReadyError, sandbox.SandboxError, subprocess.SubprocessError) as error:
             say(f"{suite}: {error}")
             rows.append(Row(suite, "failed", time.monotonic() - begin))
@@ -374,7 +375,7 @@ def root_tree(suite: str, options: Sequence[str]) -> Path:
     return path
 
 
-def in_root(suite: str, tree: Path, arguments: Sequence[str]) -> list[Row]:
+def in_root(tree: Path, arguments: Sequence[str]) -> list[Row]:
     """Run the portable parts inside a booted container of that tree; then, from here, the systemd tests against it."""
     with sandbox.Sandbox(tree, bind=(CHECKOUT, cache())) as box:
         for name in NETWORK_FILES:
@@ -382,25 +383,43 @@ def in_root(suite: str, tree: Path, arguments: Sequence[str]) -> list[Row]:
             if path.is_file():
                 box.write(path, path.read_text())
         env = {key: value for key, value in os.environ.items() if key.startswith(NETWORK_ENVIRONMENT)}
-        env |= {"REQUIEM_TEST_CACHE": str(cache()), "TERM": os.environ.get("TERM", "dumb"), "COLUMNS": "120"}
-        version = box.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
-        words = ["/usr/bin/python3", "-B", str(Path(__file__)), "--inside", *PORTABLE]
-        return report_of(version, box.command(*words, env={**sandbox.ENVIRONMENT, **env}, cwd=CHECKOUT), arguments)
+        env |= {**sandbox.ENVIRONMENT, "REQUIEM_TEST_CACHE": str(cache())}
+        label = box.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
+        systemd = box.systemd_version
+        command = box.command("/usr/bin/python3", "-B", __file__, env=env, cwd=CHECKOUT)
+        inside = elsewhere(label, command, arguments)
+    if not inside.venv:
+        return inside.rows
+    there = (
+        f"--sandbox-root={tree}",
+        f"--sandbox-bind={cache()}",
+        f"--sandbox-python={inside.venv}/bin/python",
+    )
+    ours = virtual_environment(GROUPS)
+    return [*inside.rows, run_pytest("systemd", ours, (*there, *arguments), name=f"systemd {systemd}")]
 
 
-def report_of(label: str, command: Sequence[str], arguments: Sequence[str]) -> list[Row]:
-    """Run this script by another Python, and return the lines of its table."""
-    with tempfile.NamedTemporaryFile(dir=cache(), prefix="report-", suffix=".json") as report:
-        status = subprocess.run((*command, f"--report={report.name}", *arguments), check=False).returncode
-        text = report.read().decode()
+@dataclasses.dataclass
+class Report:
+    """What a run by another Python hands back."""
+
+    rows: list[Row]
+    venv: str = ""
+
+
+def elsewhere(label: str, command: Sequence[str], arguments: Sequence[str]) -> Report:
+    """Run the portable parts by this script under another Python."""
+    with tempfile.NamedTemporaryFile(dir=cache(), prefix="report-", suffix=".json") as file:
+        words = (*command, f"--report={file.name}", *PORTABLE, *arguments)
+        subprocess.run(words, check=False)
+        text = file.read().decode()
     if not text:
-        return [Row(label, "failed")]
-    rows = [Row(**row) for row in json.loads(text)]
-    if status and all(row.verdict == "ok" for row in rows):
-        rows.append(Row("end", "failed"))
+        return Report([Row(label, "failed")])
+    report = json.loads(text)
+    rows = [Row(**row) for row in report["rows"]]
     for row in rows:
-        row.part = f"{label} {row.part}"
-    return rows
+        row.part = f"{row.part} {label}"
+    return Report(rows, report["venv"])
 
 
 # -- the whole
@@ -430,14 +449,17 @@ def table(rows: Sequence[Row]) -> str:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split the command line: options of ours, names of parts, then all that is pytest's."""
-    parser = argparse.ArgumentParser(prog="tests/run", description="Run the tests.", allow_abbrev=False)
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("parts", nargs="*", choices=(*PARTS, []), metavar="PART", help=", ".join(PARTS))
+    parser = argparse.ArgumentParser(
+        prog="tests/run", description="Run the tests: all parts, or those named. What follows them goes to pytest."
+    )
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)  # we are run by ourselves
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     words = list(argv)
     own = []
-    while words and (words[0] in PARTS or words[0] in ("--inside", "-h", "--help") or words[0].startswith("--report=")):
+    while words and (words[0] in (*PARTS, "-h", "--help") or words[0].startswith("--report=")):
         own.append(words.pop(0))
+    if words and not words[0].startswith("-") and not own:
+        parser.error(f"there is no part {words[0]!r}, only {', '.join(PARTS)}")
     return parser.parse_args(own), words
 
 
@@ -450,13 +472,12 @@ def main(argv: Sequence[str]) -> int:
     if os.geteuid() != 0:
         rows = [Row(part, "LEFT OUT") for part in parts if part in NEEDS_ROOT]
         parts = [part for part in parts if part not in NEEDS_ROOT]
-    if rows:
-        say(f"needs root, left out: {', '.join(row.part for row in rows)}")
+    venv = None
     try:
-        if not options.inside:
+        if not options.report:
             install([*BASE, *(package for part in parts for package in PACKAGES.get(part, ()))])
             prune()
-        venv = virtual_environment()
+        venv = virtual_environment(("tests",) if options.report else GROUPS)
         os.environ["PATH"] = f"{venv / 'bin'}:{os.environ['PATH']}"
         for part in parts:
             rows += run_part(part, venv, arguments)
@@ -464,8 +485,13 @@ def main(argv: Sequence[str]) -> int:
         say(str(error))
         rows.append(Row("preparation", "failed"))
     if options.report:
-        options.report.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
-    say(f"{time.monotonic() - begin:.0f} s in all\n\n{table(rows)}")
+        report = {"rows": [dataclasses.asdict(row) for row in rows], "venv": str(venv or "")}
+        options.report.write_text(json.dumps(report))
+    else:
+        say(f"{time.monotonic() - begin:.0f} s in all\n\n{table(rows)}")
+        for row in rows:
+            if row.verdict == "LEFT OUT":
+                say(f"{row.part} was left out: it needs root")
     return int(any(row.verdict in ("failed", "NO TESTS") for row in rows))
 
 
