@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tests.systemd.sandbox import Sandbox, missing
+from tests.systemd.sandbox import CommandError, Sandbox, SandboxError, missing
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -34,7 +35,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Result[pytes
     report = outcome.get_result()
     if report.failed:
         for unit in item.stash.get(UNITS, []):
-            report.sections.append((f"journal of {unit.name}", unit.journal()))
+            try:
+                text = unit.journal()
+            except (CommandError, SandboxError, subprocess.TimeoutExpired) as error:
+                text = str(error)
+            report.sections.append((f"journal of {unit.name}", text))
 
 
 @pytest.fixture(scope="session")

@@ -241,7 +241,9 @@ class Sandbox:
         if not self.leader:
             message = "the sandbox is not up: use it as a context manager"
             raise SandboxError(message)
-        words = ["nsenter", "--target", str(self.leader), "--all", "--", "env", "--ignore-environment", f"--chdir={cwd}"]
+        # --root: where we are in a chroot ourselves, the root of the mount namespace is still the machine's.
+        words = ["nsenter", f"--target={self.leader}", "--all", "--root", "--"]
+        words += ["env", "--ignore-environment", f"--chdir={cwd}"]
         words += [f"{name}={value}" for name, value in env.items()]
         return [*words, *map(str, argv)]
 
@@ -486,8 +488,10 @@ def _move_mount(leader: int, where: str) -> None:
     open_tree, move_mount, at_fdcwd = 428, 429, -100  # the same on every architecture
     tree = call(libc.syscall(open_tree, at_fdcwd, os.fsencode(where), 0x8001))  # OPEN_TREE_CLONE | AT_RECURSIVE
     is_folder = Path(where).is_dir()
-    namespace = os.open(f"/proc/{leader}/ns/mnt", os.O_RDONLY)
+    namespace, root = (os.open(f"/proc/{leader}/{name}", os.O_RDONLY) for name in ("ns/mnt", "root"))
     call(libc.setns(namespace, 0))
+    os.fchdir(root)
+    os.chroot(".")
     target = Path(where)
     (target if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
     if not is_folder:
