@@ -245,7 +245,10 @@ def virtual_environment(groups: Sequence[str]) -> Path:
         with step(f"installing {CHECKOUT}, editable, in {own}"):
             quietly(sys.executable, "-m", "venv", "--without-pip", own)
             packages = f"lib/python{version}/site-packages"
-            (own / packages / "_shared.pth").write_text(f"{shared / packages}\n")
+            # "checkout" is where a sandbox has it a second time: units with a /tmp or /home of their own may not see
+            # the real one.
+            (own / "checkout").mkdir()
+            (own / packages / "_shared.pth").write_text(f"{shared / packages}\n{own / 'checkout'}\n")
             pip = (python, "-m", "pip", f"--python={own / 'bin' / 'python'}", "--quiet", "--disable-pip-version-check")
             quietly(*pip, "install", "--no-deps", "--no-build-isolation", "--editable", CHECKOUT)
             copy_scripts(shared / "bin", own / "bin")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tests.systemd.sandbox import CommandError, Sandbox, SandboxError, missing
+from tests.systemd.sandbox import CHECKOUT, CommandError, Sandbox, SandboxError, missing
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -43,11 +43,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Result[pytes
 
 
 @pytest.fixture(scope="session")
-def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+def sandbox(request: pytest.FixtureRequest, python: str) -> Iterator[Sandbox]:
     """Return a booted container, the same for all tests: name units so that they do not meet."""
     if reason := missing():
         pytest.skip(f"no systemd: {reason}")
     with Sandbox(request.config.getoption("--sandbox-root"), bind=request.config.getoption("--sandbox-bind")) as box:
+        second = Path(python).parents[1] / "checkout"
+        if second.is_dir():
+            box.bind(CHECKOUT, at=second)
         yield box
 
 

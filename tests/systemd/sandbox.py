@@ -259,12 +259,12 @@ class Sandbox:
         """Return the text of a file inside."""
         return self.run("cat", path).stdout
 
-    def bind(self, path: str | os.PathLike[str]) -> None:
-        """Share a file or folder of the host, live, at the same path."""
+    def bind(self, path: str | os.PathLike[str], at: str | os.PathLike[str] | None = None) -> None:
+        """Share a file or folder of the host, live, at the same path or another."""
         where = str(Path(path).resolve())
         # A process of its own, because setns(2) wants one with a single thread.
         done = subprocess.run(
-            [sys.executable, "-I", "-S", __file__, "--move-mount", str(self.leader), where],
+            [sys.executable, "-I", "-S", __file__, "--move-mount", str(self.leader), where, at or where],
             check=False,
             capture_output=True,
             text=True,
@@ -476,27 +476,27 @@ def _child_of(parent: int) -> int:
     return 0
 
 
-def _move_mount(leader: int, where: str) -> None:
-    """Make a path of this mount namespace appear at the same path in a container's."""
+def _move_mount(leader: int, source: str, target: str) -> None:
+    """Make a path of this mount namespace appear in a container's."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def call(result: int) -> int:
         if result < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), where)
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), source)
         return result
 
     open_tree, move_mount, at_fdcwd = 428, 429, -100  # the same on every architecture
-    tree = call(libc.syscall(open_tree, at_fdcwd, os.fsencode(where), 0x8001))  # OPEN_TREE_CLONE | AT_RECURSIVE
-    is_folder = Path(where).is_dir()
+    tree = call(libc.syscall(open_tree, at_fdcwd, os.fsencode(source), 0x8001))  # OPEN_TREE_CLONE | AT_RECURSIVE
+    is_folder = Path(source).is_dir()
     namespace, root = (os.open(f"/proc/{leader}/{name}", os.O_RDONLY) for name in ("ns/mnt", "root"))
     call(libc.setns(namespace, 0))
     os.fchdir(root)
     os.chroot(".")
-    target = Path(where)
-    (target if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
+    path = Path(target)
+    (path if is_folder else path.parent).mkdir(parents=True, exist_ok=True)
     if not is_folder:
-        target.touch()
-    call(libc.syscall(move_mount, tree, b"", at_fdcwd, os.fsencode(where), 0x4))  # MOVE_MOUNT_F_EMPTY_PATH
+        path.touch()
+    call(libc.syscall(move_mount, tree, b"", at_fdcwd, os.fsencode(target), 0x4))  # MOVE_MOUNT_F_EMPTY_PATH
 
 
 def main(argv: list[str]) -> int:
@@ -526,7 +526,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["--launch", work, *rest]:
             _launch(Path(work), *rest)
-        case ["--move-mount", leader, where]:
-            _move_mount(int(leader), where)
+        case ["--move-mount", leader, source, target]:
+            _move_mount(int(leader), source, target)
         case rest:
             sys.exit(main(rest))

@@ -67,7 +67,7 @@ def test_hardened_runs(service: ServiceFactory) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
     """
-    unit = service(script, DynamicUser="yes", ProtectSystem="strict", ProtectHome="read-only", PrivateTmp="yes")
+    unit = service(script, DynamicUser="yes", ProtectSystem="strict", ProtectHome="yes", PrivateTmp="yes")
     assert "ran as another" in unit.journal()
 
 
