@@ -2,9 +2,10 @@
 
 Standard library only, and fit for Debian's python3: it runs before there is any virtual environment.
 
-There are two virtual environments for each Python. One holds everything from the index, is shared by all checkouts,
-and is named after the lists it was made from. The other is thin, belongs to one checkout, looks into the first, and
-holds the package itself, editable: two checkouts that are tested at the same time never test each other's code.
+There are two virtual environments for each Python. One holds everything from the index, is shared by all
+checkouts, and is named after the lists it was made from. The other is thin, belongs to one checkout, looks
+into the first, and holds the package itself, editable: two checkouts that are tested at the same time never
+test each other's code.
 """
 
 from __future__ import annotations
@@ -112,7 +113,13 @@ def step(text: str) -> Iterator[None]:
 def quietly(*argv: str | os.PathLike[str], env: dict[str, str] | None = None) -> None:
     """Run a command whose output matters only when it fails."""
     done = subprocess.run(
-        argv, check=False, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        argv,
+        check=False,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode:
         message = f"{shlex.join(map(str, argv))} failed with status {done.returncode}:\n{done.stdout}"
@@ -137,7 +144,7 @@ def install(packages: Sequence[str]) -> None:
         try:
             quietly(*apt, env=env)
         except NotReadyError:
-            # The usual reason: no package lists, or old ones. Some other repository's may fail to come; apt will tell.
+            # The usual reason: no package lists, or old ones. If another repository's fail to come, never mind.
             subprocess.run(("apt-get", "--quiet", "update"), check=False, env=env, stdout=subprocess.DEVNULL)
             quietly(*apt, env=env)
     if "redis-server" in lacking and shutil.which("systemctl") is not None:
@@ -159,8 +166,10 @@ def no_services_started() -> Iterator[None]:
     if policy.exists():
         yield  # the administrator's own policy
         return
-    policy.write_text(f"#!/bin/sh\n# left by a test run; harmless, and to be deleted, when {os.getpid()} is gone\n"
-                      f"kill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n")
+    policy.write_text(
+        f"#!/bin/sh\n# left by a test run; harmless, and to be deleted, when {os.getpid()} is gone\n"
+        f"kill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n"
+    )
     policy.chmod(0o755)
     try:
         yield
@@ -245,11 +254,18 @@ def virtual_environment(groups: Sequence[str]) -> Path:
         with step(f"installing {CHECKOUT}, editable, in {own}"):
             quietly(sys.executable, "-m", "venv", "--without-pip", own)
             packages = f"lib/python{version}/site-packages"
-            # "checkout" is where a sandbox has it a second time: units with a /tmp or /home of their own may not see
-            # the real one.
+            # "checkout" is where a sandbox has it a second time: units with a /tmp or /home of their own may
+            # not see the real one.
             (own / "checkout").mkdir()
             (own / packages / "_shared.pth").write_text(f"{shared / packages}\n{own / 'checkout'}\n")
-            pip = (python, "-m", "pip", f"--python={own / 'bin' / 'python'}", "--quiet", "--disable-pip-version-check")
+            pip = (
+                python,
+                "-m",
+                "pip",
+                f"--python={own / 'bin' / 'python'}",
+                "--quiet",
+                "--disable-pip-version-check",
+            )
             quietly(*pip, "install", "--no-deps", "--no-build-isolation", "--editable", CHECKOUT)
             copy_scripts(shared / "bin", own / "bin")
 
@@ -276,7 +292,10 @@ def prune() -> None:
     """Delete virtual environments whose checkout is gone, or that no run has used for a month."""
     for stamp in cache().glob("*/.complete"):
         old = time.time() - stamp.stat().st_mtime > 30 * 24 * 3600
-        orphan = stamp.parent.name.startswith("checkout-") and not Path(stamp.read_text().partition("\n")[0]).exists()
+        orphan = (
+            stamp.parent.name.startswith("checkout-")
+            and not Path(stamp.read_text().partition("\n")[0]).exists()
+        )
         if old or orphan:
             shutil.rmtree(stamp.parent)
 
@@ -303,7 +322,13 @@ def lint(venv: Path) -> Row:
 def types(venv: Path) -> Row:
     """Run the type checkers over the code, the tests, and what users see of the types."""
     own = f"--python-executable={venv / 'bin' / 'python'}"
-    verify = ("pyright", f"--pythonpath={venv / 'bin' / 'python'}", "--ignoreexternal", "--verifytypes", "requiem_systemd")
+    verify = (
+        "pyright",
+        f"--pythonpath={venv / 'bin' / 'python'}",
+        "--ignoreexternal",
+        "--verifytypes",
+        "requiem_systemd",
+    )
     return run_tools("types", venv, ("mypy", own), verify)
 
 
@@ -356,7 +381,10 @@ def roots(arguments: Sequence[str]) -> list[Row]:
 
 def pythons_here(version: str) -> list[str]:
     """Return one interpreter of that version that really runs (a pyenv shim may not), or none."""
-    candidates = [shutil.which(f"python{version}") or "", *Path.home().glob(f".pyenv/versions/{version}*/bin/python")]
+    candidates = [
+        shutil.which(f"python{version}") or "",
+        *Path.home().glob(f".pyenv/versions/{version}*/bin/python"),
+    ]
     for candidate in filter(None, map(str, candidates)):
         test = subprocess.run((candidate, "-c", "import ctypes, ssl, venv"), check=False, capture_output=True)
         if test.returncode == 0:
@@ -379,7 +407,7 @@ def root_tree(suite: str, options: Sequence[str]) -> Path:
 
 
 def in_root(tree: Path, arguments: Sequence[str]) -> list[Row]:
-    """Run the portable parts inside a booted container of that tree; then, from here, the systemd tests against it."""
+    """Run the portable parts in a booted container of that tree, and the systemd tests against it."""
     with sandbox.Sandbox(tree, bind=(CHECKOUT, cache())) as box:
         for name in NETWORK_FILES:
             path = Path(name).expanduser()
@@ -453,7 +481,8 @@ def table(rows: Sequence[Row]) -> str:
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split the command line: options of ours, names of parts, then all that is pytest's."""
     parser = argparse.ArgumentParser(
-        prog="tests/run", description="Run the tests: all parts, or those named. What follows them goes to pytest."
+        prog="tests/run",
+        description="Run the tests: all parts, or those named. What follows them goes to pytest.",
     )
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)  # we are run by ourselves
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
@@ -487,6 +516,8 @@ def main(argv: Sequence[str]) -> int:
     except NotReadyError as error:
         say(str(error))
         rows.append(Row("preparation", "failed"))
+    except KeyboardInterrupt:
+        rows.append(Row("the rest", "failed"))
     if options.report:
         report = {"rows": [dataclasses.asdict(row) for row in rows], "venv": str(venv or "")}
         options.report.write_text(json.dumps(report))
