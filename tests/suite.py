@@ -144,7 +144,7 @@ def install(packages: Sequence[str]) -> None:
         try:
             quietly(*apt, env=env)
         except NotReadyError:
-            # The usual reason: no package lists, or old ones. If another repository's fail to come, never mind.
+            # The usual reason: no package lists, or old ones. If another repository fails, never mind.
             subprocess.run(("apt-get", "--quiet", "update"), check=False, env=env, stdout=subprocess.DEVNULL)
             quietly(*apt, env=env)
     if "redis-server" in lacking and shutil.which("systemctl") is not None:

@@ -445,7 +445,7 @@ def _delegated() -> list[str]:
 
 
 def _hierarchies() -> list[Path]:
-    """Return this process's cgroup on the unified hierarchy and, on hybrid hosts, on the one named systemd."""
+    """Return our cgroup on the unified hierarchy and, on hybrid hosts, on the one named systemd."""
     own = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
