@@ -1,1 +1,75 @@
-"""Graceful stops, restarts and reloads of Python services under systemd."""
+"""Graceful stops, restarts and reloads of Python services under systemd: no job dies, no connection drops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from requiem_systemd.errors import (
+    AbandonedError,
+    DrainingError,
+    ListenerError,
+    NotMainThreadError,
+    ProtocolError,
+    ReloadError,
+    RequiemError,
+    WorkerError,
+)
+from requiem_systemd.jobinfo import JobInfo
+from requiem_systemd.service import Service, initialize, process
+from requiem_systemd.tracker import Tracker
+
+__all__ = [
+    "AbandonedError",
+    "DrainingError",
+    "JobInfo",
+    "ListenerError",
+    "NotMainThreadError",
+    "ProtocolError",
+    "ReloadError",
+    "RequiemError",
+    "Service",
+    "Tracker",
+    "WorkerError",
+    "admit",
+    "begin",
+    "create_tracker",
+    "draining",
+    "in_flight",
+    "initialize",
+    "jobs",
+    "notify",
+    "on",
+    "ready",
+    "should_stop",
+    "starting",
+    "status",
+    "track",
+    "wait",
+    "wait_begin",
+]
+
+# The module's functions are those of the process's one service.
+track = process.track
+create_tracker = process.create_tracker
+admit = process.admit
+jobs = process.jobs
+on = process.on
+ready = process.ready
+status = process.status
+starting = process.starting
+notify = process.notify
+begin = process.begin
+draining = process.draining
+should_stop = process.should_stop
+wait_begin = process.wait_begin
+wait = process.wait
+in_flight = process.in_flight
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("adapters", "aio", "asgi", "cluster", "testing", "wsgi"):
+        import importlib  # noqa: PLC0415 - loaded when asked for: the core stands alone
+
+        return importlib.import_module(f"{__name__}.{name}")
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

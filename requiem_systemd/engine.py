@@ -1,0 +1,313 @@
+"""The engine: what happens to a service, and what is done about it, by the table of `lifecycle`.
+
+Everything here runs in the loop's thread, apart from the calls that say otherwise. Each action of the table is one method,
+looked up in `_actions`; each signal in `_signals`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from requiem_systemd import journal, report
+from requiem_systemd.doors import Doors
+from requiem_systemd.drain import Drain
+from requiem_systemd.extender import FIRST, Extender
+from requiem_systemd.gate import Gate, name_of
+from requiem_systemd.hooks import Hooks
+from requiem_systemd.latch import Latch
+from requiem_systemd.ledger import Ledger
+from requiem_systemd.lifecycle import Action, Event, State, step
+from requiem_systemd.loop import Clock, Loop
+from requiem_systemd.notify import Notifier
+from requiem_systemd.options import Options
+from requiem_systemd.protocol import Environment, clean
+from requiem_systemd.setting import Setting
+from requiem_systemd.watchdog import Watchdog
+from requiem_systemd.wayout import WayOut
+
+LOG: Final = logging.getLogger("requiem_systemd")
+READY_WITHIN: Final = 10.0
+# A second Ctrl-C within this is the same Ctrl-C: a terminal sends it to the whole group, and a parent may pass it on.
+SAME_INTERRUPT: Final = 1.0
+_STARTING: Final = frozenset((State.STARTING, State.START_RELOAD_QUEUED))
+
+
+class Engine:
+    """One service's life, from its first breath to the exit."""
+
+    def __init__(self, ledger: Ledger, hooks: Hooks, doors: Doors, clock: Clock) -> None:
+        self.state = State.RUNNING
+        self.loop = Loop(clock, self._on_byte, self._each_turn)
+        self.setting = Setting(ledger, hooks, doors, self.loop)
+        self.extender = Extender(self.setting)
+        self.drain = Drain(self.setting, lambda: self.event(Event.IDLE), lambda: self.event(Event.EXPIRED))
+        self.wayout = WayOut(self.setting, self.extender)
+        self._watchdog = Watchdog(self.setting)
+        self._reason = ""
+        self._status = ""
+        self._starting: list[str] = []
+        self._interrupted: float | None = None
+        self._signalled = False
+        self._reload_waiters: list[Callable[[str], object]] = []
+        self._reload_error = ""
+        self._actions: dict[Action, Callable[[], object]] = {
+            Action.SAY_READY: self._say_ready,
+            Action.SAY_RELOADING: self._say_reloading,
+            Action.RUN_RELOAD: self._run_reload,
+            Action.SAY_STOPPING: self._say_stopping,
+            Action.RUN_DRAIN: self._run_drain,
+            Action.RELEASE: self._release,
+            Action.ABANDON: self._abandon,
+        }
+        self._signals: dict[str, Callable[[str], object]] = {
+            "SIGTERM": self.begin,
+            "SIGINT": self._interrupt,
+            "SIGHUP": self._hangup,
+            "SIGQUIT": self._quit,
+        }
+
+    @property
+    def begun(self) -> Latch:
+        """Set when the drain begins."""
+        return self.drain.begun
+
+    @property
+    def stopped(self) -> Latch:
+        """Set when all is done, `dead` handlers included."""
+        return self.wayout.stopped
+
+    @property
+    def notifier(self) -> Notifier:
+        """What speaks to the manager."""
+        return self.setting.notifier
+
+    # -- beginning and ending ------------------------------------------------------------------------------------------
+
+    def arm(self, options: Options, environment: Environment, gate: Gate | None) -> None:
+        """Take over what the manager said; before or after the start, any thread."""
+        self.setting.options = options
+        self.setting.environment = environment
+        self.setting.notifier = Notifier(environment.notify_socket)
+        self.wayout.gate = gate
+        if self.notifier and self.state is State.RUNNING:
+            self.state = State.STARTING
+        self._name_mistakes()
+        self.loop.post(self._armed)
+
+    def start(self) -> None:
+        """Begin to turn; any thread."""
+        self.setting.ledger.wake = self.loop.wake
+        self.loop.start()
+
+    def close(self) -> None:
+        """End the loop and give back what it took; any thread but the loop's."""
+        self.loop.stop()
+        self._give_back()
+
+    def close_child(self) -> None:
+        """Give the descriptors back in a fork's child, where no loop runs."""
+        self.loop.close()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self.drain.close()
+        self.stopped.close()
+        self.notifier.close()
+        self.extender.close()
+
+    def _armed(self) -> None:
+        self.extender.open()
+        if self.state is State.STARTING:
+            self.loop.alarm(self._missing_ready, self.setting.now() + READY_WITHIN)
+        self._watchdog.begin()
+
+    def _name_mistakes(self) -> None:
+        environment = self.setting.environment
+        for problem in environment.problems:
+            _mistake(problem)
+        main = environment.exec_pid
+        if self.notifier and main is not None and main != os.getpid():
+            _mistake(
+                f"process {main} is the service's main process, this is {os.getpid()}: under NotifyAccess=main the manager drops what "
+                "it is told from here; start Python itself in ExecStart=, or put exec before it in the wrapper"
+            )
+        if self.setting.in_container():
+            _mistake(
+                "a container runtime's notify socket forwards READY and WATCHDOG only: no stop is extended by it; raise the runtime's "
+                "own stop timeout (podman --stop-timeout, docker --stop-timeout, terminationGracePeriodSeconds) above the longest drain"
+            )
+
+    def _missing_ready(self) -> None:
+        if self.state is State.STARTING and not self._starting:
+            _mistake(
+                f"no ready() within {READY_WITHIN:.0f} s: under Type=notify the manager waits for it and ends the service at "
+                "TimeoutStartSec=; call requiem_systemd.ready() when the service is up, or wrap a slow start in starting(label)"
+            )
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    def event(self, event: Event) -> None:
+        """Take one step of the table."""
+        before = self.state
+        self.state, actions = step(before, event)
+        if self.state is not before:
+            count = len(self.setting.ledger.live)
+            fields = journal.record("state", state=self.state.name, previous=before.name, in_flight=count)
+            cause = self._reason or event.value
+            LOG.info("%s -> %s: %s, %d in flight", before.value, self.state.value, cause, count, extra=fields)
+        for action in actions:
+            self._actions[action]()
+
+    def _each_turn(self) -> None:
+        if self.state is State.DRAINING:
+            self.drain.look()
+        elif self.state is State.STOPPED:
+            self.wayout.look()
+
+    def _on_byte(self, number: int) -> None:
+        gate = self.wayout.gate
+        if gate is None:
+            return
+        if not gate.holds(number):
+            gate.forward(number)
+            return
+        if gate.at_once:
+            gate.forward(number)
+        else:  # whoever owned the wakeup fd hears of a stop when the ledger is empty
+            self.wayout.deferred.append(number)
+        self._signalled = True
+        self._signals[name_of(number)](name_of(number))
+
+    def begin(self, reason: str) -> None:
+        """Begin the drain. Again: nothing."""
+        if self.setting.ledger.began is None:
+            self._reason = clean(reason, 200)
+        self.event(Event.DRAIN)
+
+    def _interrupt(self, reason: str) -> None:
+        now = self.setting.now()
+        if self._interrupted is None:
+            self._interrupted = now
+            self.begin(reason)
+        elif now - self._interrupted >= SAME_INTERRUPT:
+            self._quit(f"a second {reason}")
+
+    def _hangup(self, reason: str) -> None:
+        if self.notifier or self.setting.hooks.has("reload"):
+            self.event(Event.RELOAD)
+        else:  # nobody to reload for: it means what it says, the terminal is gone
+            self.begin(reason)
+
+    def _quit(self, reason: str) -> None:
+        LOG.warning("%s: abandoning what is in flight: %s", reason, report.listing(self.drain.jobs()) or "nothing")
+        self.wayout.forced = True
+        if self.state is State.STOPPED:
+            self.wayout.expel()
+            return
+        self.begin(reason)
+        self.event(Event.EXPIRED)
+
+    # -- start and reload ----------------------------------------------------------------------------------------------
+
+    def ready(self, status: str) -> None:
+        """Take it that the service is up."""
+        self._status = status or self._status
+        self.loop.cancel(self._missing_ready)
+        if self.state is State.RUNNING and status:
+            self.notifier.tell(STATUS=status)
+        self.event(Event.READY)
+
+    def set_status(self, text: str) -> None:
+        """Show a text; while draining behind the drain's own line."""
+        self._status = text
+        self.drain.set_status(text)
+        if self.setting.ledger.began is None:
+            self.notifier.tell(STATUS=text)
+
+    def starting(self, label: str) -> None:
+        """Extend for a slow part of the start, which begins."""
+        self._starting.append(label)
+        if self.state in _STARTING:
+            self.notifier.tell(**FIRST, STATUS=f"Starting: {clean(label)}")
+            self.extender.begin()
+
+    def started(self, label: str) -> None:
+        """Extend no longer for a slow part of the start, which has ended."""
+        self._starting.remove(label)
+        if not self._starting and self.state in _STARTING:
+            self.extender.end()
+
+    def reload(self, waiter: Callable[[str], object]) -> None:
+        """Reload; `waiter` is told how it ended: "" for well, else the reason."""
+        if self.setting.ledger.began is not None:
+            waiter("the service is draining: nothing is reloaded any more")
+            return
+        self._reload_waiters.append(waiter)
+        self.event(Event.RELOAD)
+
+    def _say_ready(self) -> None:
+        self.extender.end()
+        if self._reload_error:
+            self.notifier.tell(READY=1, STATUS=f"Reload failed: {self._reload_error}")
+        elif self._status:
+            self.notifier.tell(READY=1, STATUS=self._status)
+        else:
+            self.notifier.tell(READY=1, STATUS="")
+
+    def _say_reloading(self) -> None:
+        self._reload_error = ""
+        # sd_notify(3): v253 and later match a reload by MONOTONIC_USEC, in the same datagram
+        self.notifier.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, **FIRST, STATUS="Reloading")
+        self.extender.begin()
+
+    def _run_reload(self) -> None:
+        waiters, self._reload_waiters = self._reload_waiters, []
+
+        def ended(errors: list[BaseException]) -> None:
+            reason = clean("; ".join(f"{type(error).__name__}: {error}" for error in errors), 300)
+            self.loop.post(lambda: self._reloaded(reason, waiters))
+
+        self.setting.hooks.emit("reload", (), ended)
+
+    def _reloaded(self, reason: str, waiters: list[Callable[[str], object]]) -> None:
+        if reason:
+            LOG.error("the reload failed, the old state is kept: %s", reason, extra=journal.record("reload-failed", reason=reason))
+        self._reload_error = reason
+        self.event(Event.RELOADED)
+        for waiter in waiters:
+            waiter(reason)
+
+    # -- the drain and the way out -------------------------------------------------------------------------------------
+
+    def _say_stopping(self) -> None:
+        # One datagram: STOPPING=1 arms TimeoutStopSec, the extension in the same one is counted after it (252 to 262)
+        self.drain.set_status(self._status)
+        self.notifier.tell(STOPPING=1, **FIRST, STATUS=self.drain.begin())
+
+    def _run_drain(self) -> None:
+        self.extender.begin()
+        self.loop.cancel(self._missing_ready)
+        waiters, self._reload_waiters = self._reload_waiters, []
+        for waiter in waiters:
+            waiter("the service is draining: nothing is reloaded any more")
+        gate = self.wayout.gate
+        if gate is not None and gate.at_once and not self._signalled:
+            gate.tell_chained()  # a server that stops by its own handler has not heard of this drain
+        self.drain.run(self._reason)
+
+    def _release(self) -> None:
+        self.drain.end()
+        self.wayout.begin(abandoned=bool(self.drain.limits.abandoned))
+
+    def _abandon(self) -> None:
+        self.drain.abandon()
+        self._release()
+
+
+def _mistake(text: str) -> None:
+    """Name a mistake, so that somebody mends it before it costs a job."""
+    LOG.warning("%s", text, extra=journal.record("mistake"))

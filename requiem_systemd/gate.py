@@ -1,0 +1,225 @@
+"""Signals become bytes on a pipe.
+
+Discussion of signal handling strategies.
+
+- `signal.sigwait` or a signalfd need the signals blocked, and the mask is inherited by every child process: no.
+- A Python handler alone runs only when the main thread comes back to the interpreter: not while it sits in a C call.
+- `signal.set_wakeup_fd` writes the byte in the C handler, at once and from any thread. It has one owner in a process: asyncio's
+  `add_signal_handler`, uvloop and trio take it too. So: the wakeup fd where we have it, and a Python handler that asks who owns it
+  (`set_wakeup_fd` twice, nothing else tells) and writes the byte itself where it is not ours. One byte for each signal, either way.
+
+A handler that somebody else installed, before us or after us, is kept: `chained` says when it is called, once a signal.
+Only this module touches `signal`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final, TypeGuard
+
+from requiem_systemd.errors import NotMainThreadError
+
+SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
+_Handler = Callable[[int, FrameType | None], Any]
+
+
+def name_of(number: int) -> str:
+    """Name a signal for people."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _is_foreign(handler: object) -> TypeGuard[_Handler]:
+    """Say whether a handler is somebody's own: neither a default, nor ignored, nor Python's KeyboardInterrupt."""
+    return callable(handler) and handler not in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN)
+
+
+class Gate:
+    """Holds the process's stop signals; each becomes its number as one byte on `fd`.
+
+    `at_once`: chained handlers run when the signal comes (an adapter knows that its framework's handler does no harm), else
+    when `call_chained` is told to.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.armed = False
+        self.at_once = False
+        self.exit_status: int | None = None
+        self._knocked = False
+        self._forward: tuple[int, object] = (-1, None)
+        self._previous: dict[int, Any] = {}
+        self._chained: dict[int, _Handler] = {}
+        self._pending: list[tuple[int, _Handler]] = []
+        self._bound = self._handle  # one bound method: its identity is how we know our handler again
+
+    def arm(self) -> None:
+        """Take the signals; NotMainThreadError outside the main thread of the main interpreter.
+
+        A signal that is ignored stays ignored (nohup).
+        """
+        if threading.current_thread() is not threading.main_thread():
+            msg = "signals can be armed in the main thread only; call initialize() there, or initialize(signals=False) here"
+            raise NotMainThreadError(msg)
+        try:
+            previous_fd = signal.set_wakeup_fd(self.fd, warn_on_full_buffer=False)
+        except ValueError as error:
+            msg = f"signals can be armed in the main thread of the main interpreter only ({error}); use initialize(signals=False)"
+            raise NotMainThreadError(msg) from error
+        self._forward_to(previous_fd)
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if handler is signal.SIG_IGN or handler is None:
+                continue
+            self._previous[number] = handler
+            signal.signal(number, self._bound)
+            if _is_foreign(handler):
+                self._chained[number] = handler
+        self.armed = True
+
+    def retake(self) -> None:
+        """Take back what somebody took since: their handlers are chained, their wakeup fd is forwarded to.
+
+        Outside the main thread nothing can be taken, and nothing is.
+        """
+        if not self.armed or threading.current_thread() is not threading.main_thread():
+            return
+        for number in self._previous:
+            handler = signal.getsignal(number)
+            if handler is not self._bound and handler is not signal.SIG_IGN:
+                signal.signal(number, self._bound)
+                if _is_foreign(handler):
+                    self._chained[number] = handler
+        owner = signal.set_wakeup_fd(self.fd, warn_on_full_buffer=False)
+        if owner != self.fd:
+            self._forward_to(owner)
+
+    def holds(self, number: int) -> bool:
+        """Say whether this signal is one that was taken."""
+        return number in self._previous
+
+    def is_ours(self, number: int) -> bool:
+        """Say whether our handler stands at this signal."""
+        return signal.getsignal(number) is self._bound
+
+    def _forward_to(self, fd: int) -> None:
+        self._forward = (fd, _identity(fd)) if fd >= 0 else (-1, None)
+
+    def forward(self, number: int) -> bool:
+        """Pass a byte on to whoever owned the wakeup fd before us, if that is still the same open file; say whether."""
+        fd, identity = self._forward
+        if fd < 0 or _identity(fd) != identity:
+            return False
+        with contextlib.suppress(OSError):  # full: their loop has bytes enough to wake up
+            os.write(fd, bytes((number,)))
+        return True
+
+    def chained(self) -> list[_Handler]:
+        """Return the handlers of others."""
+        return list(self._chained.values())
+
+    def has_chained(self) -> bool:
+        """Say whether handlers of others wait to be called."""
+        return bool(self._pending)
+
+    def expel(self, status: int) -> bool:
+        """Make the main thread leave with SystemExit(status), calling chained handlers first; False: no signal of ours is left."""
+        self.exit_status = status
+        return self._knock()
+
+    def tell_chained(self) -> bool:
+        """Have the main thread call a stop handler of others as if its signal had come; False if there is none."""
+        self._pending = list(self._chained.items())[:1]
+        return bool(self._pending) and self._knock()
+
+    def call_chained(self) -> bool:
+        """Have the main thread call the handlers of others that wait."""
+        return self._knock()
+
+    def _knock(self) -> bool:
+        for number in self._previous:
+            if self.is_ours(number):
+                self._knocked = True
+                if hasattr(signal, "pthread_kill"):
+                    signal.pthread_kill(threading.main_thread().ident or 0, number)
+                else:  # Windows: no signal can be sent to a thread
+                    _thread.interrupt_main(signal.Signals(number))
+                return True
+        return False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        chained = self._chained.get(number)
+        if self._knocked:
+            self._knocked = False
+            pending, self._pending = self._pending, []
+            for signum, handler in pending:
+                handler(signum, frame)
+            status, self.exit_status = self.exit_status, None
+            if status is not None:
+                raise SystemExit(status)
+            return
+        owner = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(owner, warn_on_full_buffer=False)
+        if owner != self.fd:
+            with contextlib.suppress(OSError):  # full: the engine has bytes enough to wake up
+                os.write(self.fd, bytes((number,)))
+        if chained is not None and self.at_once:
+            chained(number, frame)
+        elif chained is not None and (number, chained) not in self._pending:
+            self._pending.append((number, chained))
+
+    def disarm(self) -> None:
+        """Give everything back, in reverse; what somebody else has put in our place since stays theirs."""
+        if not self.armed:
+            return
+        self.armed = False
+        for number, handler in reversed(self._previous.items()):
+            if self.is_ours(number):
+                signal.signal(number, handler)
+        owner = signal.set_wakeup_fd(-1)
+        fd, identity = self._forward
+        if owner != self.fd:
+            fd, identity = owner, _identity(owner)
+        if fd >= 0 and _identity(fd) == identity:
+            signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        self._previous.clear()
+        self._chained.clear()
+
+    def hold(self) -> set[Any]:
+        """Block our signals in this thread, so that none is lost around a fork; the mask to give to `unhold`."""
+        if not self.armed or not hasattr(signal, "pthread_sigmask"):
+            return set()
+        return signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def unhold(self, mask: set[Any]) -> None:
+        """Undo `hold`."""
+        if hasattr(signal, "pthread_sigmask") and self.armed:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def disarm_child(self, mask: set[Any]) -> None:
+        """In a fork's child: handlers back to what they were, then the signals let in."""
+        if not self.armed:
+            return
+        if threading.current_thread() is threading.main_thread():
+            self.disarm()
+        else:  # os.fork in a thread: it is the child's main thread now, which `threading` will know in a moment
+            self.armed = False
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _identity(fd: int) -> object:
+    """Return what tells one open file from another that got its number later; None where it is closed."""
+    try:
+        stat = os.fstat(fd)
+    except OSError:
+        return None
+    return (stat.st_dev, stat.st_ino)

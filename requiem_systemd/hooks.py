@@ -1,0 +1,148 @@
+"""What users registered for an event: run one after another in a thread of their own, never in the engine."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from requiem_systemd.joins import qualified
+from requiem_systemd.ledger import HOOK, Ledger, More, Record
+
+LOG: Final = logging.getLogger("requiem_systemd")
+EVENTS: Final = ("begin", "reload", "stalled", "dead")
+
+
+class Hook(NamedTuple):
+    """One handler: whether it takes the event's argument, and the loop it runs in if it is a coroutine function."""
+
+    function: Callable[..., Any]
+    takes_argument: bool
+    coroutine: bool
+    loop: Any
+
+
+class Hooks:
+    """Handlers by event. While one runs it is a tracker; one that raises is logged, the rest still run."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._hooks: dict[str, list[Hook]] = {event: [] for event in EVENTS}
+        self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self.loop: Any = None
+
+    def add(self, event: str, function: Any, *, armed: bool) -> None:
+        """Register; ValueError for an unknown event, RuntimeError for a coroutine function that has no loop."""
+        self.check(event)
+        if not callable(function):
+            msg = f"on({event!r}): {type(function).__name__} cannot be called; give a function"
+            raise TypeError(msg)
+        coroutine = _is_coroutine(function)
+        if coroutine and event == "dead":
+            msg = "on('dead'): the loop may be gone by then; give a plain function"
+            raise TypeError(msg)
+        loop = running_loop()
+        if coroutine and armed and loop is None and self.loop is None:
+            msg = f"on({event!r}): no event loop runs; call on(), initialize() or aio.run() where one does, or give a plain function"
+            raise RuntimeError(msg)
+        self._hooks[event].append(Hook(function, _takes_argument(function), coroutine, loop))
+
+    def check(self, event: str) -> None:
+        """Raise ValueError for an unknown event."""
+        if event not in self._hooks:
+            msg = f"on({event!r}): there is no such event; there are {', '.join(EVENTS)}"
+            raise ValueError(msg)
+
+    def has(self, event: str) -> bool:
+        """Say whether anybody listens."""
+        return bool(self._hooks[event])
+
+    def emit(self, event: str, arguments: Sequence[object], then: Callable[[list[BaseException]], object]) -> None:
+        """Run an event's handlers in the hooks' thread, then tell what they raised; at once where there is none."""
+        hooks = list(self._hooks[event])
+        if not hooks:
+            then([])
+            return
+        records = []
+        for hook in hooks:
+            record = Record(f"{event} handler {qualified(hook.function)}", None)
+            record.more = More(HOOK)
+            if event != "dead":  # the ledger is closed by then
+                self._ledger.enter(record)
+            records.append(record)
+
+        def run() -> None:
+            errors = []
+            for hook, record in zip(hooks, records, strict=True):
+                record.owner = threading.get_ident()
+                try:
+                    self._call(hook, arguments)
+                except BaseException as error:
+                    errors.append(error)
+                    LOG.exception("%s failed", record.name)
+                finally:
+                    self._ledger.leave(record)
+            then(errors)
+
+        self.submit(run)
+
+    def submit(self, call: Callable[[], object]) -> None:
+        """Have the hooks' thread make a call, after those that are waiting."""
+        with self._lock:
+            if self._thread is None:
+                # A daemon: a handler that hangs must not keep the interpreter when its time has run out.
+                self._thread = threading.Thread(target=self._run, name="requiem-hooks", daemon=True)
+                self._thread.start()
+        self._queue.put(call)
+
+    def close(self) -> None:
+        """End the thread when it has done what waits."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _run(self) -> None:
+        while (call := self._queue.get()) is not None:
+            call()
+
+    def _call(self, hook: Hook, arguments: Sequence[object]) -> None:
+        given = arguments if hook.takes_argument else ()
+        if not hook.coroutine:
+            hook.function(*given)
+            return
+        loop = hook.loop if hook.loop is not None and not hook.loop.is_closed() else self.loop
+        if loop is None or not loop.is_running():
+            msg = f"{qualified(hook.function)} is a coroutine function and no event loop runs for it"
+            raise RuntimeError(msg)
+        sys.modules["asyncio"].run_coroutine_threadsafe(hook.function(*given), loop).result()
+
+
+def running_loop() -> Any:
+    """Return the event loop that runs in this thread, None where there is none."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio._get_running_loop() if asyncio is not None else None  # noqa: SLF001 - documented, raises nothing
+
+
+def _is_coroutine(function: Callable[..., Any]) -> bool:
+    import inspect  # noqa: PLC0415 - 10 ms, which services without handlers need not pay
+
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def _takes_argument(function: Callable[..., Any]) -> bool:
+    import inspect  # noqa: PLC0415 - see _is_coroutine
+
+    try:
+        inspect.signature(function).bind(object())
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True

@@ -1,0 +1,153 @@
+"""Sends what the manager should know: sd_notify(3) over sdnotify's socket, descriptors included.
+
+sdnotify carries the text. It is made here with a connection of our own, since its constructor reads the environment and its
+socket blocks: PID 1 reads nothing during a daemon-reload, and after 513 datagrams a blocking send would stop the caller.
+systemd-python's `notify` is not used: it holds the GIL in a blocking send.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import logging
+import select
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from sdnotify import SystemdNotifier
+
+from requiem_systemd.protocol import encode
+
+LOG: Final = logging.getLogger("requiem_systemd")
+# What must arrive is tried again for so long; the rest may be dropped when the manager's queue is full.
+PATIENCE: Final = 2.0
+_MUST_ARRIVE: Final = frozenset(("READY", "STOPPING", "RELOADING", "EXTEND_TIMEOUT_USEC", "FDSTORE"))
+
+
+class _Wire(SystemdNotifier):  # type: ignore[misc] # sdnotify has no types
+    """sdnotify's notifier on a socket that is connected already; `debug` makes it raise what goes wrong."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self.debug = True
+
+
+def connect(address: str) -> socket.socket:
+    """Connect to a manager's notification socket: /path, @abstract, vsock:CID:PORT and its typed forms.
+
+    Raises OSError where nobody is there, ValueError for an address that sd_notify(3) does not describe.
+    """
+    if not address.startswith("vsock"):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        target: object = "\0" + address[1:] if address.startswith("@") else address
+    else:
+        # sd_notify(3), v253: vsock:CID:PORT, and vsock-stream, vsock-dgram, vsock-seqpacket
+        scheme, cid, port = address.split(":")
+        kinds = {"vsock": socket.SOCK_SEQPACKET, "vsock-stream": socket.SOCK_STREAM}
+        kinds |= {"vsock-dgram": socket.SOCK_DGRAM, "vsock-seqpacket": socket.SOCK_SEQPACKET}
+        sock = socket.socket(socket.AF_VSOCK, kinds[scheme])
+        target = (int(cid), int(port))
+    try:
+        sock.settimeout(PATIENCE)
+        sock.connect(target)  # type: ignore[arg-type] # one of the two address forms
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Notifier:
+    """Speaks to one manager; any thread may send.
+
+    An outage is logged once, when it begins, and never stops a job.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+        self._wire: _Wire | None = None
+        self._lock = threading.Lock()
+        self._failing = False
+
+    def __bool__(self) -> bool:
+        return self.address is not None
+
+    def send(self, assignments: Mapping[str, object], fds: Sequence[int] = (), *, patience: float = PATIENCE) -> bool:
+        """Send one datagram. False: there is no manager. True: sent. OSError: it could not be sent."""
+        if self.address is None:
+            return False
+        text = encode(assignments)
+        must_arrive = not _MUST_ARRIVE.isdisjoint(assignments)
+        with self._lock:
+            try:
+                self._send(text, fds, patience if must_arrive else 0.0)
+            except OSError as error:
+                if not must_arrive and error.errno in (errno.EAGAIN, errno.ENOBUFS):
+                    return True  # a full queue: the manager hears the next one
+                self.close()
+                raise
+        self._failing = False
+        return True
+
+    def tell(self, **assignments: object) -> bool:
+        """Send, and log the first failure of an outage instead of raising it."""
+        try:
+            return self.send(assignments)
+        except (OSError, ValueError) as error:
+            if not self._failing:
+                self._failing = True
+                LOG.warning("the manager cannot be told %s at %s: %s", ", ".join(assignments), self.address, error)
+            return False
+
+    def close(self) -> None:
+        """Give the socket back."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.socket.close()
+
+    def _send(self, text: str, fds: Sequence[int], patience: float) -> None:
+        for attempt in (1, 2):
+            fresh = self._wire is None
+            wire = self._wire or _Wire(_open(self.address or ""))
+            self._wire = wire
+            try:
+                _send_on(wire, text, fds, patience)
+            except (ConnectionError, BrokenPipeError):  # the manager's socket was made anew: container managers do that
+                self.close()
+                if fresh or attempt == 2:
+                    raise
+            else:
+                if wire.socket.type != socket.SOCK_DGRAM:
+                    self.close()  # sd_notify(3): one message a connection
+                return
+
+
+def _open(address: str) -> socket.socket:
+    try:
+        return connect(address)
+    except (ValueError, KeyError) as error:
+        raise OSError(errno.EAFNOSUPPORT, f"NOTIFY_SOCKET={address[:80]!r} is no address that sd_notify(3) describes") from error
+
+
+def _send_on(wire: _Wire, text: str, fds: Sequence[int], patience: float) -> None:
+    while True:
+        try:
+            if fds:
+                passed = array.array("i", fds)
+                wire.socket.sendmsg([text.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+            else:
+                wire.notify(text.encode().decode("latin-1"))  # sdnotify encodes latin-1: this way UTF-8 leaves it
+        except BlockingIOError:
+            if not patience or not _writable(wire.socket, patience):
+                raise
+            patience = 0.0
+        else:
+            return
+
+
+def _writable(sock: socket.socket, patience: float) -> bool:
+    poller = select.poll()
+    poller.register(sock, select.POLLOUT)
+    return bool(poller.poll(patience * 1000))

@@ -1,0 +1,212 @@
+"""The trackers that users hold.
+
+Discussion of the hot path. `with track("x")` is written around every request and every job, so it may cost about as much as
+`with nullcontext()`. A lock and a dict cost three to four times that on one thread and twenty to thirty times on eight, and a
+`__del__` that takes the lock deadlocks when the collector runs while it is held. So: single operations on the ledger's dict, and
+`tracker_type` makes one class a ledger, with the dict as a closure cell: an attribute for the ledger in each tracker costs 8 % of
+the whole. What few trackers have (limits, a status, a second entry) stands in `more`, a slot that others never fill.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any, TypeVar
+
+from requiem_systemd.decorate import decorate
+from requiem_systemd.ledger import Entry, Ledger, More, Record
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Tracker:
+    """Holds the stop until `done()`.
+
+    Made by `create_tracker`, or by `with track(…) as tracker`. Its methods may be called from any thread.
+    """
+
+    __slots__ = ()
+
+    _ledger: Ledger
+
+    def _entry(self) -> Entry:
+        raise NotImplementedError
+
+    def _more(self) -> More:
+        entry = self._entry()
+        more = entry.extra()
+        if more is None:
+            more = entry.more = More()
+        return more
+
+    @property
+    def label(self) -> str:
+        """The name under which operators see it."""
+        return str(self._entry().name)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it began; 0.0 before that and when it is over."""
+        ledger = self._ledger
+        start = ledger.live.get(self._entry())
+        return 0.0 if start is None else ledger.clock() - start
+
+    def done(self) -> None:
+        """Release the stop. Again: nothing."""
+        self._ledger.leave(self._entry())
+
+    def status(self, text: str) -> None:
+        """Say how far it is; operators see it behind the label."""
+        self._more().status = text
+
+    def heartbeat(self) -> None:
+        """Say that it is alive; counts against `heartbeat_timeout` while draining."""
+        more = self._more()
+        more.heartbeat = self._ledger.clock()
+        more.stalled = False
+
+    def should_stop(self) -> bool:
+        """Say whether the drain has begun, this tracker's limit has passed, or it was abandoned."""
+        if self._ledger.began is not None:
+            return True
+        more = self._entry().extra()
+        return more is not None and more.abandoned
+
+
+class Handle(Tracker):
+    """A tracker that holds from its making until `done()`; released with a ResourceWarning when it is dropped."""
+
+    __slots__ = ("_ledger", "_record")
+
+    def __init__(self, ledger: Ledger, record: Record) -> None:
+        self._ledger = ledger
+        self._record = record
+        ledger.enter(record)
+
+    def _entry(self) -> Entry:
+        return self._record
+
+    def __del__(self) -> None:
+        try:
+            ledger, record = self._ledger, self._record
+        except AttributeError:  # __init__ was never reached
+            return
+        if record in ledger.live:
+            ledger.leave(record)
+            warnings.warn(f'tracker "{record.name}" was dropped without done()', ResourceWarning, stacklevel=2, source=self)
+
+    def __repr__(self) -> str:
+        return f"<Tracker {self.label!r}>"
+
+
+class Hold(Entry, Tracker):
+    """A tracker that holds from `with` / `async with` to its end; also a decorator. Each entry is a tracker of its own."""
+
+    __slots__ = ()
+
+    def _entry(self) -> Entry:
+        return self
+
+    def __enter__(self) -> Tracker:
+        raise NotImplementedError
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Tracker:
+        raise NotImplementedError
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        raise NotImplementedError
+
+    def __call__(self, function: F) -> F:
+        """Decorate: each call of `function`, each run of a generator, is a tracker of its own."""
+        decorated: F = decorate(self.fresh, function)
+        return decorated
+
+    def fresh(self) -> Hold:
+        """Make one of the same label and limits, for one call of a decorated function."""
+        twin = type(self)()
+        twin.name = self.name
+        more = self.extra()
+        if more is not None:
+            twin.more = More(more.kind, more.drain_timeout, more.heartbeat_timeout)
+            twin.more.admitted = more.admitted
+        return twin
+
+    def __repr__(self) -> str:
+        return f"<track {self.name!r}>"
+
+
+class Twin(Tracker):
+    """The second and later entries of one `Hold`, as `with … as` gives them."""
+
+    __slots__ = ("_ledger", "_record")
+
+    def __init__(self, ledger: Ledger, record: Entry) -> None:
+        self._ledger = ledger
+        self._record = record
+
+    def _entry(self) -> Entry:
+        return self._record
+
+
+def tracker_type(ledger: Ledger) -> tuple[type[Hold], Callable[[Callable[[], float]], None]]:  # noqa: C901 - four short methods
+    """Make the class of one ledger's trackers, and what sets their clock; see the top for why it is a closure."""
+    live = ledger.live
+    clock = ledger.clock
+
+    class BoundHold(Hold):
+        __slots__ = ()
+        _ledger = ledger
+
+        def __enter__(self) -> Tracker:
+            start = clock()
+            if live.setdefault(self, start) is not start:
+                return _again(ledger, self)
+            self.owner = get_ident()
+            if ledger.alert:
+                ledger.check(self)
+            return self
+
+        def __exit__(self, kind: object, error: object, trace: object) -> None:
+            try:
+                del live[self]
+            except KeyError:  # a second entry's end, a fork's child, or abandoned
+                ledger.left(self, was_in=False)
+                return
+            if ledger.alert:
+                ledger.left(self, was_in=True)
+
+        async def __aenter__(self) -> Tracker:
+            start = clock()
+            if live.setdefault(self, start) is not start:
+                return _again(ledger, self)
+            self.owner = get_ident()  # which task it is, is found when somebody asks: see stacks.task_of
+            if ledger.alert:
+                ledger.check(self)
+            return self
+
+        async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+            try:
+                del live[self]
+            except KeyError:
+                ledger.left(self, was_in=False)
+                return
+            if ledger.alert:
+                ledger.left(self, was_in=True)
+
+    def set_clock(other: Callable[[], float]) -> None:
+        nonlocal clock
+        clock = other
+
+    return BoundHold, set_clock
+
+
+def _again(ledger: Ledger, hold: Hold) -> Tracker:
+    """Enter a `Hold` that is entered already."""
+    more = hold.extra()
+    if more is None:
+        more = hold.more = More()
+    return Twin(ledger, ledger.again(hold, more))
