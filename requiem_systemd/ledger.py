@@ -73,8 +73,8 @@ class Record(Entry):
         self.owner = owner
 
 
-class Limits(NamedTuple):
-    """When the next thing is due in a drain: monotonic times, infinity for never."""
+class Due(NamedTuple):
+    """What has run out in a drain, and when the next limit is due (infinity: never)."""
 
     deadline: float
     abandoned: tuple[Entry, ...]
@@ -187,7 +187,7 @@ class Ledger:
             more = entry.more = More()
         more.abandoned = True
 
-    def due(self, now: float, request_timeout: float) -> Limits:
+    def due(self, now: float, request_timeout: float) -> Due:
         """Say what has run out by `now`, and when the next limit is due.
 
         A limit of a tracker counts from the begin of the drain, or from its own begin where that is later; its
@@ -215,7 +215,7 @@ class Ledger:
                     stalled.append(entry)
                 else:
                     deadline = min(deadline, silent)
-        return Limits(deadline, tuple(abandoned), tuple(released), tuple(stalled))
+        return Due(deadline, tuple(abandoned), tuple(released), tuple(stalled))
 
     def entries(self) -> list[tuple[Entry, float]]:
         """Return what is in flight with its start times, oldest first."""

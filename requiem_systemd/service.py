@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from requiem_systemd import exits, journal
 from requiem_systemd.doors import Doors
-from requiem_systemd.engine import EX_TEMPFAIL, Engine
+from requiem_systemd.engine import Engine
 from requiem_systemd.errors import AbandonedError, RequiemError
 from requiem_systemd.gate import Gate
 from requiem_systemd.hooks import Hooks, running_loop
@@ -22,6 +22,7 @@ from requiem_systemd.loop import Clock
 from requiem_systemd.options import Options
 from requiem_systemd.protocol import Environment, length, read, take
 from requiem_systemd.tracking import Tracking
+from requiem_systemd.wayout import EX_TEMPFAIL
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,9 +84,9 @@ class Service(Tracking):
         self.use_clock(self._clock.now)
         self.hooks.loop = running_loop() or self.hooks.loop
         exit_on = options.exit if options.exit is not None else not _belongs_to_somebody_else()
-        engine.gate = gate if options.signals else None
-        engine.main_is_free = self._main_is_free
-        engine.arm(options._replace(exit=exit_on).overridden(self.environment.limits), self.environment)
+        engine.wayout.main_is_free = self._main_is_free
+        wanted = options._replace(exit=exit_on).overridden(self.environment.limits)
+        engine.arm(wanted, self.environment, gate if options.signals else None)
         self._run(engine)
         if not self._hooked:
             self._hooked = True
@@ -115,8 +116,8 @@ class Service(Tracking):
             engine, self._engine = self._engine, None
             if engine is None:
                 return
-            if engine.gate is not None:
-                engine.gate.disarm()
+            if engine.wayout.gate is not None:
+                engine.wayout.gate.disarm()
             engine.close()
             self.hooks.close()
             self.doors.reset()
@@ -134,20 +135,20 @@ class Service(Tracking):
         self._main = "leaving" if _in_main_thread() else self._main
         self.begin("the end of the with block" if kind is None else f"{kind.__name__} in the with block")
         engine.stopped.wait()
-        abandoned, status = engine.abandoned, engine.options.exit and engine.status_code
+        limits = engine.drain.limits
+        leave = limits.abandoned and engine.setting.options.exit and _in_main_thread()
         self.close()
-        if abandoned and status and _in_main_thread():
-            exits.leave(EX_TEMPFAIL, {job.owner for job in abandoned})
-        if abandoned and kind is None:
-            raise AbandonedError(abandoned)
+        if leave:
+            exits.leave(EX_TEMPFAIL, limits.owners)
+        if limits.abandoned and kind is None:
+            raise AbandonedError(limits.abandoned)
 
     # -- what users say ------------------------------------------------------------------------------------------------
 
     def ready(self, status: str = "") -> None:
         """Say READY=1: the service is up. With `status`, a STATUS line too. Once draining: nothing."""
+        self.retake()
         engine = self.engine
-        if engine.gate is not None:
-            engine.gate.retake()
         engine.loop.call(lambda: engine.ready(status))
 
     def status(self, text: str) -> None:
@@ -195,11 +196,11 @@ class Service(Tracking):
     def begin(self, reason: str = "") -> None:
         """Begin the drain; any thread, any number of times."""
         engine = self.engine
-        engine.loop.call(lambda: engine.drain(reason or "begin()"))
+        engine.loop.call(lambda: engine.begin(reason or "begin()"))
 
     def wait_begin(self, timeout: float | None = None) -> bool:
         """Wait until the drain begins. False: `timeout`, in seconds, ran out."""
-        self._retake()
+        self.retake()
         return self.engine.begun.wait(None if timeout is None else length("timeout", timeout))
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -216,23 +217,18 @@ class Service(Tracking):
         if mine:
             msg = f'wait() inside the tracker "{mine[0].name}" of the same thread could never return; call it outside'
             raise RuntimeError(msg)
-        self._retake()
-        engine, before = self.engine, self._main
-        in_main = _in_main_thread()
-        self._main = "waiting" if in_main else before
-        try:
+        self.retake()
+        engine = self.engine
+        with self.keeping_main():
             done = engine.stopped.wait(seconds)
-        finally:
-            if in_main and not engine.stopped:
-                self._main = before
-        if done and engine.abandoned:
-            raise AbandonedError(engine.abandoned)
+        if done and engine.drain.limits.abandoned:
+            raise AbandonedError(engine.drain.limits.abandoned)
         return done
 
     def in_flight(self) -> tuple[JobInfo, ...]:
         """Show what holds the stop now, oldest first."""
         self._joins.joiner.sweep()
-        return self.engine.jobs()
+        return self.engine.drain.jobs()
 
     # -- the process ---------------------------------------------------------------------------------------------------
 
@@ -247,9 +243,27 @@ class Service(Tracking):
 
         loop.post(lambda: loop.reader(fd, readable))
 
-    def _retake(self) -> None:
-        if self._engine is not None and self._engine.gate is not None:
-            self._engine.gate.retake()
+    @property
+    def gate(self) -> Gate | None:
+        """What holds the signals, where the service is armed with them."""
+        return None if self._engine is None else self._engine.wayout.gate
+
+    def retake(self) -> None:
+        """Take back, in the main thread, signals that somebody took since; their handlers are called when the ledger is empty."""
+        if self.gate is not None:
+            self.gate.retake()
+
+    @contextmanager
+    def keeping_main(self) -> Iterator[None]:
+        """Leave the main thread alone: whoever is in the block sees to its end when all is done."""
+        if not _in_main_thread():
+            yield
+            return
+        before, self._main = self._main, "waiting"
+        try:
+            yield
+        finally:
+            self._main = "leaving" if self.engine.stopped else before
 
     def _main_is_free(self, *, forced: bool) -> bool:
         """Say whether the main thread may be made to leave; `forced`: even out of an abandoned job."""
@@ -265,17 +279,16 @@ class Service(Tracking):
         self._main = "leaving"
         self.begin("the main thread ended")
         engine.stopped.wait()
-        if engine.abandoned and engine.options.exit:
-            held = {getattr(entry, "owner", None) for entry, _ in self.ledger.entries()}
-            exits.leave(EX_TEMPFAIL, held | engine.abandoned_owners)
+        if engine.drain.limits.abandoned and engine.setting.options.exit:
+            exits.leave(EX_TEMPFAIL, engine.drain.limits.owners)
 
     def _before_fork(self) -> None:
-        if self._engine is not None and self._engine.gate is not None:
-            self._fork_mask = self._engine.gate.hold()
+        if self.gate is not None:
+            self._fork_mask = self.gate.hold()
 
     def _after_fork(self) -> None:
-        if self._engine is not None and self._engine.gate is not None:
-            self._engine.gate.unhold(self._fork_mask)
+        if self.gate is not None:
+            self.gate.unhold(self._fork_mask)
 
     def _forked(self) -> None:
         """In a fork's child: nothing of the parent's is in flight here, and nobody hears of us."""
@@ -285,8 +298,8 @@ class Service(Tracking):
         self._main = ""
         self.ledger.reset()
         if engine is not None:
-            if engine.gate is not None:
-                engine.gate.disarm_child(self._fork_mask)
+            if engine.wayout.gate is not None:
+                engine.wayout.gate.disarm_child(self._fork_mask)
             engine.close_child()
         journal.uninstall()
         self._fresh()
