@@ -94,13 +94,13 @@ def test_sdist_holds_nothing_else(sdist: list[str]) -> None:
     tops = {"examples", "requiem_systemd", "tests", "units"}
     papers = {".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
     assert set() == {name.partition("/")[0] for name in sdist} - tops - papers
-    assert [] == [name for name in sdist if "__pycache__" in name or name.endswith((".pyc", ".gz"))]
+    assert [name for name in sdist if "__pycache__" in name or name.endswith((".pyc", ".gz"))] == []
 
 
 def test_metadata_asks_for_sdnotify_alone(metadata: Message) -> None:
     """A plain install needs no compiler: one dependency, pure Python; systemd-python is an extra."""
     required = metadata.get_all("Requires-Dist", [])
-    assert ["sdnotify>=0.3.1"] == [one for one in required if "extra ==" not in one]
+    assert [one for one in required if "extra ==" not in one] == ["sdnotify>=0.3.1"]
     assert "systemd" in metadata.get_all("Provides-Extra", [])
 
 
