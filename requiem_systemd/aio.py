@@ -24,7 +24,7 @@ def run(main: Coroutine[Any, Any, T], *, service: Service = process, debug: bool
     the loop is held before its remaining tasks would be cancelled. Returns what `main` returned; raises what it raised, else
     AbandonedError if jobs were abandoned, else SystemExit(0) where the drain ended `main` and `exit` is on.
     """
-    if not asyncio.iscoroutine(main):
+    if not _is_coroutine(main):
         msg = f"aio.run({type(main).__name__}): give a coroutine, as to asyncio.run: aio.run(main())"
         raise TypeError(msg)
     try:
@@ -40,7 +40,7 @@ def run(main: Coroutine[Any, Any, T], *, service: Service = process, debug: bool
 
 
 @contextlib.contextmanager
-def _forwarding(service: Service, loop: asyncio.AbstractEventLoop) -> Any:  # noqa: ANN401 - a context manager
+def _forwarding(service: Service, loop: asyncio.AbstractEventLoop) -> Any:
     """Take the wakeup fd back whenever the loop takes it for `add_signal_handler`; its bytes are passed on.
 
     A loop written in C (uvloop) has no attribute to put this in: there `ready()` and `wait()` take it back, and until then the
@@ -124,15 +124,16 @@ async def wait_begin(*, service: Service = process) -> None:
     await latched(service.engine.begun)
 
 
-_spawned: set[asyncio.Task[Any]] = set()
+def _is_coroutine(thing: object) -> bool:
+    return asyncio.iscoroutine(thing)
 
 
 def spawn(coro: Coroutine[Any, Any, T], label: str, *, service: Service = process) -> asyncio.Task[T]:
-    """Run a coroutine as a task that is tracked and kept alive: the loop itself has only weak references to tasks.
+    """Run a coroutine as a task that is tracked and kept alive by the ledger: the loop has only weak references to tasks.
 
     Raises RuntimeError where no loop runs, TypeError for what is no coroutine, DrainingError once the service has stopped.
     """
-    if not asyncio.iscoroutine(coro):
+    if not _is_coroutine(coro):
         msg = f"spawn({type(coro).__name__}): give a coroutine"
         raise TypeError(msg)
     try:
@@ -145,8 +146,6 @@ def spawn(coro: Coroutine[Any, Any, T], label: str, *, service: Service = proces
     except DrainingError:
         task.cancel()
         raise
-    _spawned.add(task)
-    task.add_done_callback(_spawned.discard)
     return task
 
 

@@ -167,23 +167,23 @@ def _track_tasks(loop: asyncio.AbstractEventLoop, service: Service) -> None:
     """Have every task that is created inside a request hold the stop."""
     factory = loop.get_task_factory()
 
-    def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:  # noqa: ANN401
+    def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
         task: Any = factory(loop, coro, **kwargs) if factory is not None else asyncio.Task(coro, loop=loop, **kwargs)
         if _in_request.get() and isinstance(task, asyncio.Future):
             with contextlib.suppress(DrainingError):  # the loop is on its way out already
                 service.track(task, label=_task_label(task))
         return task
 
-    loop.set_task_factory(create)
+    loop.set_task_factory(create)  # type: ignore[arg-type] # whatever keywords this Python's loop gives are passed on
 
 
-def _task_label(task: Any) -> str:  # noqa: ANN401 - an asyncio.Task
+def _task_label(task: Any) -> str:
     """Name a task that nobody named by what it runs."""
     coroutine = task.get_coro()
     return str(getattr(coroutine, "__qualname__", None) or task.get_name())
 
 
-def _closing(headers: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401 - an iterable of pairs, as ASGI has it
+def _closing(headers: Any) -> list[tuple[bytes, bytes]]:
     """Say that the connection ends with this answer (RFC 9112, 9.6)."""
     return [(name, value) for name, value in headers if name.lower() != b"connection"] + [(b"connection", b"close")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections import Counter
@@ -124,7 +125,7 @@ class Drain:
         for door in self._setting.doors.close():
             record = self._hold(f"listener {door.label}", LISTENER)
             try:
-                door.shut(lambda record=record: self._setting.ledger.leave(record))
+                door.shut(functools.partial(self._setting.ledger.leave, record))
             except Exception:
                 LOG.exception("%s could not be closed", record.name)
                 self._setting.ledger.leave(record)

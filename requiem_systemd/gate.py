@@ -21,7 +21,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from requiem_systemd.errors import NotMainThreadError
 
@@ -37,7 +37,7 @@ def name_of(number: int) -> str:
         return f"signal {number}"
 
 
-def _is_foreign(handler: object) -> bool:
+def _is_foreign(handler: object) -> TypeGuard[_Handler]:
     """Say whether a handler is somebody's own: neither a default, nor ignored, nor Python's KeyboardInterrupt."""
     return callable(handler) and handler not in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN)
 
@@ -97,7 +97,7 @@ class Gate:
             if handler is not self._bound and handler is not signal.SIG_IGN:
                 signal.signal(number, self._bound)
                 if _is_foreign(handler):
-                    self._chained[number] = handler  # type: ignore[assignment] # _is_foreign says that it is callable
+                    self._chained[number] = handler
         owner = signal.set_wakeup_fd(self.fd, warn_on_full_buffer=False)
         if owner != self.fd:
             self._forward_to(owner)
@@ -151,7 +151,7 @@ class Gate:
                 if hasattr(signal, "pthread_kill"):
                     signal.pthread_kill(threading.main_thread().ident or 0, number)
                 else:  # Windows: no signal can be sent to a thread
-                    _thread.interrupt_main(number)
+                    _thread.interrupt_main(signal.Signals(number))
                 return True
         return False
 

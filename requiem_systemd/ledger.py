@@ -194,7 +194,9 @@ class Ledger:
         heartbeat from the later of that and the last one.
         """
         began = self.began if self.began is not None else now
-        abandoned, released, stalled = [], [], []
+        abandoned: list[Entry] = []
+        released: list[Entry] = []
+        stalled: list[Entry] = []
         deadline = float("inf")
         for entry, start in list(self.live.items()):
             more = entry.extra()

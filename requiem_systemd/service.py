@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from requiem_systemd import exits, journal
 from requiem_systemd.doors import Doors
@@ -127,8 +127,9 @@ class Service(Tracking):
             self.ledger.reset()
             self._fresh()
 
-    def __enter__(self) -> Service:
-        return self.arm()
+    def __enter__(self) -> Self:
+        self.arm()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         engine = self.engine
@@ -343,7 +344,7 @@ def _own_pidfdid(environ: Mapping[str, str]) -> int | None:
 process = Service()
 
 
-def initialize(
+def initialize(  # noqa: PLR0913 - the contract
     *,
     drain_timeout: float | None = None,
     request_timeout: float = 30.0,

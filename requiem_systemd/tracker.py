@@ -122,7 +122,8 @@ class Hold(Entry, Tracker):
 
     def __call__(self, function: F) -> F:
         """Decorate: each call of `function`, each run of a generator, is a tracker of its own."""
-        return decorate(self.fresh, function)
+        decorated: F = decorate(self.fresh, function)
+        return decorated
 
     def fresh(self) -> Hold:
         """Make one of the same label and limits, for one call of a decorated function."""
@@ -151,7 +152,7 @@ class Twin(Tracker):
         return self._record
 
 
-def tracker_type(ledger: Ledger) -> tuple[type[Hold], Callable[[Callable[[], float]], None]]:
+def tracker_type(ledger: Ledger) -> tuple[type[Hold], Callable[[Callable[[], float]], None]]:  # noqa: C901 - four short methods
     """Make the class of one ledger's trackers, and what sets their clock; see the top for why it is a closure."""
     live = ledger.live
     clock = ledger.clock

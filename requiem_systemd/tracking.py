@@ -49,12 +49,12 @@ class Tracking:
     # that costs a tenth of all of `with track("x")`.
     def track(
         self,
-        thing: Any = _NOTHING,  # noqa: ANN401 - see the overloads
+        thing: Any = _NOTHING,
         /,
         label: str | None = None,
         drain_timeout: float | None = None,
         heartbeat_timeout: float | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """Hold the stop while something runs.
 
         - `track("label")`: a context manager, plain or async, from its entry to its end; also a decorator for functions, coroutine
@@ -76,7 +76,7 @@ class Tracking:
             return hold
         return self._track(thing, label, drain_timeout, heartbeat_timeout)
 
-    def _track(self, thing: Any, label: str | None, drain_timeout: float | None, heartbeat_timeout: float | None) -> Any:  # noqa: ANN401
+    def _track(self, thing: Any, label: str | None, drain_timeout: float | None, heartbeat_timeout: float | None) -> Any:
         more = _more(JOB, drain_timeout, heartbeat_timeout)
         if thing is _NOTHING and label is None:
             return lambda function: self._track(function, None, drain_timeout, heartbeat_timeout)

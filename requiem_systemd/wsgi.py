@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from requiem_systemd.report import first_segment
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.ledger import REQUEST, More
+from requiem_systemd.report import first_segment
 from requiem_systemd.service import Service, process
 from requiem_systemd.tracker import Hold
 
@@ -53,7 +53,7 @@ class TrackRequests:
         except NotMainThreadError:
             service.arm(signals=False)
 
-    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:  # noqa: ANN401 - PEP 3333's callable
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Serve one request."""
         if environ.get("PATH_INFO") == self._health and self._health is not None:
             draining = self._service.draining()
@@ -89,6 +89,6 @@ class _Body:
             self._hold.__exit__(None, None, None)
 
 
-def _answer(start_response: Any, status: str, body: bytes) -> list[bytes]:  # noqa: ANN401 - PEP 3333's callable
+def _answer(start_response: Any, status: str, body: bytes) -> list[bytes]:
     start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")])
     return [body]
