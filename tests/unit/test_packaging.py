@@ -85,14 +85,14 @@ def test_nothing_foreign_lies_in_the_package() -> None:
 
 def test_sdist_holds_what_a_packager_needs(sdist: list[str]) -> None:
     """The source archive holds the package, what its tests read, and the papers."""
-    needed = modules() | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "ARCHITECTURE.md", "tests/unit/test_packaging.py"}
+    needed = modules() | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "tests/unit/test_packaging.py"}
     assert set() == needed - set(sdist)
 
 
 def test_sdist_holds_nothing_else(sdist: list[str]) -> None:
     """What lies about in a working tree is not published; Debian's part comes from its own archive."""
     tops = {"examples", "requiem_systemd", "tests", "units"}
-    papers = {".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
+    papers = {".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "SECURITY.md", "pyproject.toml"}
     assert set() == {name.partition("/")[0] for name in sdist} - tops - papers
     assert [name for name in sdist if "__pycache__" in name or name.endswith((".pyc", ".gz"))] == []
 
