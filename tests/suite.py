@@ -54,12 +54,17 @@ NEEDS_ROOT: Final = ("systemd", "roots")
 
 #: Debian packages: what the virtual environment needs to be made, and what parts need beside it.
 BASE: Final = ("gcc", "libsystemd-dev", "pkg-config", "python3-dev", "python3-venv")
+#: What debian/control asks for, and the tools around it.
+PACKAGING: Final = (
+    *("build-essential", "debhelper", "dh-python", "dpkg-dev", "git", "lintian", "pybuild-plugin-pyproject", "python3-all"),
+    *("python3-hatchling", "python3-pytest", "python3-pytest-timeout", "python3-sdnotify", "python3-systemd"),
+)
 PACKAGES: Final = {
     "unit": ("redis-server",),
     "process": ("redis-server",),
     "systemd": ("redis-server", "systemd-container"),
     "bench": ("redis-server",),
-    "slow": ("redis-server", "systemd-container"),
+    "slow": ("redis-server", "systemd-container", *PACKAGING),
     "roots": ("mmdebstrap", "systemd-container"),
 }
 
