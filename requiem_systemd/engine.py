@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from requiem_systemd import journal, report
+from requiem_systemd.errors import ReloadError
 from requiem_systemd.gate import Gate, name_of
 from requiem_systemd.guard import Guard, folder_of
 from requiem_systemd.hooks import Hooks
@@ -84,6 +85,7 @@ class Engine:
         self._lame: list[Entry] = []
         self._lame_hold: Record | None = None
         self._reload_waiters: list[Callable[[str], object]] = []
+        self._reloading: list[Callable[[str], object]] = []
         self._reload_error = ""
         self._health_running = False
         self._expelling = False
@@ -256,7 +258,7 @@ class Engine:
         """Reload; `waiter` is told how it ended: "" for well, else the reason."""
         if waiter is not None:
             if self.state in (State.DRAINING, State.STOPPED):
-                waiter("the service is draining: nothing is reloaded any more")
+                waiter(_DRAINING)
                 return
             self._reload_waiters.append(waiter)
         self.event(Event.RELOAD)
@@ -280,21 +282,28 @@ class Engine:
         self.loop.alarm(self._extend, self._clock.now() + EXTEND_EVERY)
 
     def _run_reload(self) -> None:
-        waiters, self._reload_waiters = self._reload_waiters, []
+        self._reloading, self._reload_waiters = self._reload_waiters, []
 
         def ended(errors: list[BaseException]) -> None:
-            reason = clean("; ".join(f"{type(error).__name__}: {error}" for error in errors), 300)
-            self.loop.post(lambda: self._reloaded(reason, waiters))
+            reason = clean("; ".join(map(_reason, errors)), 300)
+            self.loop.post(lambda: self._reloaded(reason))
 
         self.hooks.emit("reload", (), ended)
 
-    def _reloaded(self, reason: str, waiters: list[Callable[[str], object]]) -> None:
+    def _reloaded(self, reason: str) -> None:
         if reason:
             LOG.error("the reload failed, the old state is kept: %s", reason, extra=journal.record("reload-failed", reason=reason))
+        waiters, self._reloading = self._reloading, []  # before the event, which may begin the next reload
         self._reload_error = reason
         self.event(Event.RELOADED)
         for waiter in waiters:
             waiter(reason)
+
+    def _refuse_reloads(self) -> None:
+        """The drain has cut in: nobody who waits for a reload, in work or queued, waits on."""
+        waiters, self._reloading, self._reload_waiters = self._reloading + self._reload_waiters, [], []
+        for waiter in waiters:
+            waiter(_DRAINING)
 
     def _missing_ready(self) -> None:
         if self.state is State.STARTING and not self._starting:
@@ -389,6 +398,7 @@ class Engine:
         self.begun.set()
 
     def _run_drain(self) -> None:
+        self._refuse_reloads()
         now = self._clock.now()
         self.loop.alarm(self._extend, now + EXTEND_EVERY)
         self.loop.alarm(self._show, now + SHOW_EVERY)
@@ -615,6 +625,12 @@ class Engine:
 
 
 _PLAIN: Final = More()
+_DRAINING: Final = "the service is draining: nothing is reloaded any more"
+
+
+def _reason(error: BaseException) -> str:
+    """Say why a reload failed; a handler that raises ReloadError has said it all. The text is user code: `clean` survives it."""
+    return clean(error) if isinstance(error, ReloadError) else f"{type(error).__name__}: {clean(error)}"
 
 
 def _is_job(entry: Entry) -> bool:
