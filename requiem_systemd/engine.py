@@ -14,7 +14,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from requiem_systemd import journal, report
 from requiem_systemd.errors import ReloadError
@@ -74,6 +74,7 @@ class Engine:
         self.main_is_free: Callable[..., bool] = lambda *, forced: forced
         self.loop = Loop(clock, self._on_byte, self._each_turn)
         self._guard: Guard | None = None
+        self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
         self._clock = clock
         self._starting: list[str] = []
         self._status = ""
@@ -125,6 +126,10 @@ class Engine:
 
     def _armed(self) -> None:
         self._open_guard()
+        if self.environment.runtime_directory is not None:
+            from requiem_systemd import control  # noqa: PLC0415 - it brings json, which the bare import need not pay for
+
+            self._control = control.open_for(self.environment, self.loop, self.reload)
         if self.notifier and self.state is State.STARTING:
             self._watch()
             self.loop.alarm(self._missing_ready, self._clock.now() + READY_WITHIN)
@@ -151,6 +156,8 @@ class Engine:
         self.loop.stop()
         self.begun.close()
         self.notifier.close()
+        if self._control is not None:
+            self._control.close()
         if self._guard is not None:
             self._guard.close()
             self._guard = None
@@ -160,6 +167,8 @@ class Engine:
         self.loop.close()
         self.begun.close()
         self.notifier.close()
+        if self._control is not None:
+            self._control.close_child()
         if self._guard is not None:
             self._guard.close()
 
