@@ -77,8 +77,12 @@ class Acceptor:
 
     # -- accepting -----------------------------------------------------------------------------------------------------
 
-    def take(self) -> Waiting | None:
-        """Wait for the next connection; None when the listener is closed and nothing waits any more."""
+    def take(self, timeout: float | None = None) -> Waiting | None:
+        """Wait for the next connection; None when the listener is closed and nothing waits any more.
+
+        Raises TimeoutError when `timeout`, in seconds, has passed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             pause: float | None = None
             with self._lock:
@@ -97,10 +101,11 @@ class Acceptor:
                 else:
                     self._busy[threading.get_ident()] = time.monotonic()
                     return Waiting(connection, address, None)
-            if pause is None:
-                readable(self.sock, self._wake)
-            else:
+            if pause is not None:
                 readable(self._wake, timeout=pause)
+            elif not readable(self.sock, self._wake, timeout=None if deadline is None else deadline - time.monotonic()):
+                msg = "timed out"
+                raise TimeoutError(msg)
 
     def back(self, waiting: Waiting | None) -> None:
         """Say that the caller's thread is done with a connection."""

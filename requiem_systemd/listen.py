@@ -150,6 +150,12 @@ class Listeners:
                     os.unlink(each.path)
             each.path = None
 
+    def inherit(self, parents: Listeners) -> None:
+        """In a fork's child: know what the parent knew. Nothing is this process's to unlink."""
+        self._passed, self._named, self._known = parents._passed, parents._named, parents._known
+        for each in self._known:
+            each.path = None
+
     def close(self) -> None:
         """Close what was handed out, and forget it."""
         self.unlink()

@@ -19,7 +19,7 @@ from requiem_systemd.errors import AbandonedError, RequiemError
 from requiem_systemd.gate import Gate
 from requiem_systemd.hooks import Hooks, running_loop
 from requiem_systemd.jobinfo import JobInfo
-from requiem_systemd.ledger import holding
+from requiem_systemd.ledger import Record, holding
 from requiem_systemd.listen import Fallback, Listeners
 from requiem_systemd.loop import Clock
 from requiem_systemd.notify import Notifier
@@ -314,6 +314,10 @@ class Service(Tracking):
             return self._engine.notifier
         return Notifier(self._told().notify_socket)
 
+    def follow(self, record: Record, pid: int) -> None:
+        """Hold the stop by a record that is entered until a child process has ended; it is not reaped here."""
+        self._joins._follow(record, pid, lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT))  # noqa: SLF001
+
     def _watch(self, fd: int, ended: Callable[[], object]) -> None:
         """Call `ended` once, when `fd` is readable, and close it."""
         loop = self.engine.loop
@@ -367,7 +371,9 @@ class Service(Tracking):
                 engine.gate.disarm_child(self._fork_mask)
             engine.close_child()
         journal.uninstall()
+        listening = self.listening
         self._fresh()
+        self.listening.inherit(listening)
         self._joins = type(self._joins)(self.ledger, self._watch)
 
 
