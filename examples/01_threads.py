@@ -1,6 +1,6 @@
-"""Jobs in threads: `with track(...)` around a job holds the stop until the job has ended."""
+"""Threads: four workers, each with one job after the other; `systemctl stop` waits for those that are in flight."""
 
-import itertools
+import logging
 import os
 import threading
 import time
@@ -10,18 +10,21 @@ import requiem_systemd as requiem
 SECONDS = float(os.environ.get("EXAMPLE_SECONDS", "10"))
 
 
-def write_report(number: int) -> None:
-    """Do what must not be cut off."""
-    with requiem.track(f"report {number}"):
-        print(f"report {number}: begun", flush=True)
-        time.sleep(SECONDS)
-        print(f"report {number}: done", flush=True)
+def work() -> None:
+    """Do one job after the other, until the stop begins."""
+    name = threading.current_thread().name
+    number = 0
+    while not requiem.should_stop():
+        number += 1
+        with requiem.track(f"{name}, job {number}"):
+            logging.info("%s, job %d begins", name, number)
+            time.sleep(SECONDS)  # what must not be cut off
+            logging.info("%s, job %d done", name, number)
 
 
+logging.basicConfig(level=logging.INFO, format="%(message)s")
 requiem.initialize()
-requiem.ready()
-for number in itertools.count(1):
-    threading.Thread(target=write_report, args=(number,), daemon=True).start()
-    if requiem.wait_begin(timeout=SECONDS):  # until it is time for the next, or to stop
-        break
-# The main thread ends here; the process does when the last report is written.
+for index in range(4):
+    threading.Thread(target=work, name=f"worker {index}").start()
+requiem.ready("four workers")
+requiem.wait()

@@ -143,14 +143,18 @@ def answer(connection: socket.socket) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "job"),
-    [("01_threads.py", "report 1"), ("02_asyncio.py", "mail 1"), ("06_subprocess.py", "conversion")],
+    ("name", "begun", "done"),
+    [
+        ("01_threads.py", "worker 3, job 1 begins", "worker 3, job 1 done"),
+        ("02_asyncio.py", "mail 1: begun", "mail 1: done"),
+        ("06_subprocess.py", "conversion: begun", "conversion: done"),
+    ],
 )
-def test_begins_jobs_by_itself(name: str, job: str, example: Example) -> None:
+def test_begins_jobs_by_itself(name: str, begun: str, done: str, example: Example) -> None:
     """What the example itself has begun is ended."""
     example.start(name)
-    example.expect(f"{job}: begun")
-    example.ends_after(f"{job}: done")
+    example.expect(begun)
+    example.ends_after(done)
 
 
 def test_03_http_server(example: Example) -> None:
