@@ -32,7 +32,11 @@ def working(text: str) -> Iterator[None]:
     def tick() -> None:
         while not ended.wait(1.0):
             seconds = time.monotonic() - begin
-            print(f"\r  {text} ... {seconds:.0f} s" if live else f"  {text} ... {seconds:.0f} s", end="" if live else "\n", flush=True)
+            print(
+                f"\r  {text} ... {seconds:.0f} s" if live else f"  {text} ... {seconds:.0f} s",
+                end="" if live else "\n",
+                flush=True,
+            )
 
     thread = threading.Thread(target=tick)
     thread.start()

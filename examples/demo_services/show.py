@@ -61,9 +61,17 @@ class Demo:
 
     def write(self, unit: str, script: Path, *lines: str) -> None:
         """Write a service."""
-        settings = ("Type=notify", "KillMode=mixed", "TimeoutStopSec=2", f"ExecStart=/usr/bin/python3 {script}", *lines)
+        settings = (
+            "Type=notify",
+            "KillMode=mixed",
+            "TimeoutStopSec=2",
+            f"ExecStart=/usr/bin/python3 {script}",
+            *lines,
+        )
         environment = f"Environment=PYTHONPATH={CHECKOUT} PORT={self.port} PYTHONPYCACHEPREFIX=/run/pycache"
-        self.box.unit(unit, "\n".join(("[Unit]", "StartLimitIntervalSec=0", "[Service]", environment, *settings, "")))
+        self.box.unit(
+            unit, "\n".join(("[Unit]", "StartLimitIntervalSec=0", "[Service]", environment, *settings, ""))
+        )
 
     def hold(self, *units: str) -> None:
         """Refer to units, so that systemd does not forget how they ended."""
@@ -123,10 +131,14 @@ class Demo:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(1.0)
                         break
-                    say(f"{time.monotonic() - begin:3.0f} s  {load.answered} requests answered, {load.failed} failed")
+                    say(
+                        f"{time.monotonic() - begin:3.0f} s  {load.answered} requests answered, {load.failed} failed"
+                    )
             seconds = time.monotonic() - begin
             time.sleep(1)
-        say(f"{seconds:3.0f} s  restarted: {load.answered} requests answered, {load.failed} failed {dict(load.outcomes)}")
+        say(
+            f"{seconds:3.0f} s  restarted: {load.answered} requests answered, {load.failed} failed {dict(load.outcomes)}"
+        )
         return Restarted(self.jobs_done(unit), seconds, load.answered, load.failed, load.longest)
 
 
@@ -163,7 +175,8 @@ def on_systemd(box: Sandbox) -> int:
     return verdict(
         {
             "without the library the jobs died": stop_without.jobs == 0 and stop_without.result == "timeout",
-            "the stop was held until the jobs were done": stop_with.jobs == JOBS and stop_with.result == "success",
+            "the stop was held until the jobs were done": stop_with.jobs == JOBS
+            and stop_with.result == "success",
             "it was held past TimeoutStopSec=2 and past the daemon-reload": stop_with.seconds > 5,
             "the restart cost no request": restart_with.failed == 0 and restart_with.answered > 100,
             "the restart cost no job": restart_with.jobs == JOBS,
@@ -171,7 +184,9 @@ def on_systemd(box: Sandbox) -> int:
     )
 
 
-def table(stop_without: Stopped, stop_with: Stopped, restart_without: Restarted, restart_with: Restarted) -> None:
+def table(
+    stop_without: Stopped, stop_with: Stopped, restart_without: Restarted, restart_with: Restarted
+) -> None:
     """Sum up."""
     rows = [
         ("", "without", "with"),
@@ -203,14 +218,21 @@ def verdict(claims: dict[str, bool]) -> int:
 def without_systemd(reason: str) -> int:
     """Show what can be shown: a stand-in for systemd that kills at 2 s, unless it is asked for time."""
     title(f"No real systemd here ({reason}).")
-    say("Left out: systemctl stop, status, daemon-reload and restart. Shown: a stand-in that kills at 2 s unless it is asked for time.")
+    say(
+        "Left out: systemctl stop, status, daemon-reload and restart. Shown: a stand-in that kills at 2 s unless it is asked for time."
+    )
     environment = {"PYTHONPATH": os.pathsep.join((str(CHECKOUT), *library_path()))}
     done = {}
     for name, script in (("without", WITHOUT), ("with", WITH)):
         title(f"{name} the library")
         done[name], seconds = stop_held(script, free_port(), JOBS, environment)
         say(f"stopped after {seconds:.1f} s: {done[name]} of {JOBS} jobs done")
-    return verdict({"without the library the jobs died": done["without"] == 0, "with it they ended": done["with"] == JOBS})
+    return verdict(
+        {
+            "without the library the jobs died": done["without"] == 0,
+            "with it they ended": done["with"] == JOBS,
+        }
+    )
 
 
 def library_path() -> Iterator[str]:

@@ -23,7 +23,9 @@ def stop_held(script: Path, port: int, jobs: int, environment: dict[str, str]) -
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"{folder}/notify")
         env = {**os.environ, **environment, "NOTIFY_SOCKET": f"{folder}/notify", "PORT": str(port)}
-        with subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [sys.executable, script], env=env, stdout=subprocess.PIPE, text=True
+        ) as process:
             manager.settimeout(10)
             while "READY=1" not in manager.recv(4096).decode().splitlines():
                 pass
@@ -33,9 +35,8 @@ def stop_held(script: Path, port: int, jobs: int, environment: dict[str, str]) -
             process.send_signal(signal.SIGTERM)
             say("SIGTERM")
             _kill_in_time(process, manager, begin)
-            assert process.stdout is not None
-            done = process.stdout.read().count("done")
-            return done, time.monotonic() - begin
+            output, _ = process.communicate()
+            return output.count("done"), time.monotonic() - begin
 
 
 def _kill_in_time(process: subprocess.Popen[str], manager: socket.socket, begin: float) -> None:

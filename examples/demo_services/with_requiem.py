@@ -24,7 +24,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Begin a job, and answer at once."""
-        requiem.track(threading.Thread(target=job, args=(self.path[1:],), daemon=False), label=f"job {self.path[1:]}").start()
+        requiem.track(
+            threading.Thread(target=job, args=(self.path[1:],), daemon=False), label=f"job {self.path[1:]}"
+        ).start()
         self.answer(b"begun\n")
 
     def answer(self, body: bytes) -> None:
