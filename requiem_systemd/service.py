@@ -56,12 +56,12 @@ class Service(Tracking):
 
     def _fresh(self) -> None:
         """Begin as unarmed."""
-        self.environment = Environment()
+        self.environment: Environment = Environment()
         self._peeked: Environment | None = None
-        self.doors = Doors()
-        self.listening = Listeners(self._told, self._notifier)
+        self.doors: Doors = Doors()
+        self.listening: Listeners = Listeners(self._told, self._notifier)
         self._acceptors: dict[int, Acceptor] = {}
-        self.hooks = Hooks(self.ledger)
+        self.hooks: Hooks = Hooks(self.ledger)
         self._engine: Engine | None = None
         self._pending: list[Callable[[Engine], object]] = []
 
@@ -425,7 +425,7 @@ def _own_pidfdid(environ: Mapping[str, str]) -> int | None:
         os.close(fd)
 
 
-process = Service()
+process: Service = Service()
 
 
 def initialize(  # noqa: PLR0913 - the contract
