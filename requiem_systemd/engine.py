@@ -267,7 +267,7 @@ class Engine:
         """Reload; `waiter` is told how it ended: "" for well, else the reason."""
         if waiter is not None:
             if self.state in (State.DRAINING, State.STOPPED):
-                waiter(_DRAINING)
+                waiter(report.NO_RELOAD)
                 return
             self._reload_waiters.append(waiter)
         self.event(Event.RELOAD)
@@ -312,7 +312,7 @@ class Engine:
         """The drain has cut in: nobody who waits for a reload, in work or queued, waits on."""
         waiters, self._reloading, self._reload_waiters = self._reloading + self._reload_waiters, [], []
         for waiter in waiters:
-            waiter(_DRAINING)
+            waiter(report.NO_RELOAD)
 
     def _missing_ready(self) -> None:
         if self.state is State.STARTING and not self._starting:
@@ -634,7 +634,6 @@ class Engine:
 
 
 _PLAIN: Final = More()
-_DRAINING: Final = "the service is draining: nothing is reloaded any more"
 
 
 def _reason(error: BaseException) -> str:
