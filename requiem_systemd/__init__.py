@@ -18,6 +18,37 @@ from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.service import Service, initialize, process
 from requiem_systemd.tracker import Tracker
 
+__all__ = [
+    "AbandonedError",
+    "DrainingError",
+    "JobInfo",
+    "ListenerError",
+    "NotMainThreadError",
+    "ProtocolError",
+    "ReloadError",
+    "RequiemError",
+    "Service",
+    "Tracker",
+    "WorkerError",
+    "admit",
+    "begin",
+    "create_tracker",
+    "draining",
+    "in_flight",
+    "initialize",
+    "jobs",
+    "notify",
+    "on",
+    "ready",
+    "should_stop",
+    "starting",
+    "status",
+    "track",
+    "wait",
+    "wait_begin",
+]
+
+# The module's functions are those of the process's one service.
 track = process.track
 create_tracker = process.create_tracker
 admit = process.admit
@@ -33,9 +64,13 @@ should_stop = process.should_stop
 wait_begin = process.wait_begin
 wait = process.wait
 in_flight = process.in_flight
+listener = process.listener
+listeners = process.listeners
+accept = process.accept
+track_socket = process.track_socket
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module
+def __getattr__(name: str) -> Any:
     if name in ("adapters", "aio", "asgi", "cluster", "testing", "wsgi"):
         import importlib  # noqa: PLC0415 - loaded when asked for: the core stands alone
 

@@ -37,9 +37,14 @@ def leave(status: int, abandoned: Collection[object]) -> None:
         if thread is not threading.current_thread() and not thread.daemon and thread.ident not in abandoned and thread not in idle:
             thread.join()
     atexit._run_exitfuncs()  # noqa: SLF001 - what the interpreter itself calls
+    flush()
+    os._exit(status)
+
+
+def flush() -> None:
+    """Write out what the streams still hold."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):  # closed, or none at all
             continue
-    os._exit(status)

@@ -52,3 +52,9 @@ def listing(jobs: Sequence[JobInfo], most: int = 20) -> str:
     """List jobs in one line, the oldest first."""
     shown = ", ".join(brief(job) for job in jobs[:most])
     return shown + (f" and {len(jobs) - most} more" if len(jobs) > most else "")
+
+
+def first_segment(path: str) -> str:
+    """Shorten a path to what tells an operator enough and nobody too much: /users/7/mail becomes /users."""
+    head, slash, rest = path.removeprefix("/").partition("/")
+    return f"/{head}" + ("/…" if slash and rest else "")

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from requiem_systemd import exits, journal
+from requiem_systemd.accepting import Acceptor, Address, connections
 from requiem_systemd.doors import Doors
-from requiem_systemd.engine import EX_TEMPFAIL, Engine
+from requiem_systemd.engine import Engine
 from requiem_systemd.errors import AbandonedError, RequiemError
 from requiem_systemd.gate import Gate
 from requiem_systemd.hooks import Hooks, running_loop
 from requiem_systemd.jobinfo import JobInfo
-from requiem_systemd.ledger import holding
+from requiem_systemd.ledger import Record, holding
+from requiem_systemd.listen import Fallback, Listeners
 from requiem_systemd.loop import Clock
+from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
 from requiem_systemd.protocol import Environment, length, read, take
 from requiem_systemd.tracking import Tracking
+from requiem_systemd.wayout import EX_TEMPFAIL
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S")
 
 
 class Service(Tracking):
@@ -51,7 +57,10 @@ class Service(Tracking):
     def _fresh(self) -> None:
         """Begin as unarmed."""
         self.environment = Environment()
+        self._peeked: Environment | None = None
         self.doors = Doors()
+        self.listening = Listeners(self._told, self._notifier)
+        self._acceptors: dict[int, Acceptor] = {}
         self.hooks = Hooks(self.ledger)
         self._engine: Engine | None = None
         self._pending: list[Callable[[Engine], object]] = []
@@ -78,14 +87,15 @@ class Service(Tracking):
     def _take(self, engine: Engine, options: Options, gate: Gate) -> None:
         self.environment = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
         if options.take_environment:
+            self.listening.seal()
             take(self._environ)
         journal.install(self.environment)
         self.use_clock(self._clock.now)
         self.hooks.loop = running_loop() or self.hooks.loop
         exit_on = options.exit if options.exit is not None else not _belongs_to_somebody_else()
-        engine.gate = gate if options.signals else None
-        engine.main_is_free = self._main_is_free
-        engine.arm(options._replace(exit=exit_on).overridden(self.environment.limits), self.environment)
+        engine.wayout.main_is_free = self._main_is_free
+        wanted = options._replace(exit=exit_on).overridden(self.environment.limits)
+        engine.arm(wanted, self.environment, gate if options.signals else None)
         self._run(engine)
         if not self._hooked:
             self._hooked = True
@@ -95,6 +105,7 @@ class Service(Tracking):
 
     def _make_engine(self) -> Engine:
         self._engine = Engine(self.ledger, self.hooks, self.doors, self._clock)
+        self._engine.stopped.then(self.listening.unlink)
         return self._engine
 
     def _run(self, engine: Engine) -> None:
@@ -114,40 +125,43 @@ class Service(Tracking):
         with self._lock:
             engine, self._engine = self._engine, None
             if engine is None:
+                self.listening.close()
                 return
-            if engine.gate is not None:
-                engine.gate.disarm()
+            if engine.wayout.gate is not None:
+                engine.wayout.gate.disarm()
             engine.close()
             self.hooks.close()
             self.doors.reset()
+            self.listening.close()
             journal.uninstall()
             self._armed = None
             self._main = ""
             self.ledger.reset()
             self._fresh()
 
-    def __enter__(self) -> Service:
-        return self.arm()
+    def __enter__(self) -> Self:
+        self.arm()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         engine = self.engine
         self._main = "leaving" if _in_main_thread() else self._main
         self.begin("the end of the with block" if kind is None else f"{kind.__name__} in the with block")
         engine.stopped.wait()
-        abandoned, status = engine.abandoned, engine.options.exit and engine.status_code
+        limits = engine.drain.limits
+        leave = limits.abandoned and engine.setting.options.exit and _in_main_thread()
         self.close()
-        if abandoned and status and _in_main_thread():
-            exits.leave(EX_TEMPFAIL, {job.owner for job in abandoned})
-        if abandoned and kind is None:
-            raise AbandonedError(abandoned)
+        if leave:
+            exits.leave(EX_TEMPFAIL, limits.owners)
+        if limits.abandoned and kind is None:
+            raise AbandonedError(limits.abandoned)
 
     # -- what users say ------------------------------------------------------------------------------------------------
 
     def ready(self, status: str = "") -> None:
         """Say READY=1: the service is up. With `status`, a STATUS line too. Once draining: nothing."""
+        self.retake()
         engine = self.engine
-        if engine.gate is not None:
-            engine.gate.retake()
         engine.loop.call(lambda: engine.ready(status))
 
     def status(self, text: str) -> None:
@@ -190,16 +204,68 @@ class Service(Tracking):
         self.hooks.add(event, fn, armed=self._armed is not None)
         return fn
 
+    # -- the ways in ---------------------------------------------------------------------------------------------------
+
+    def listener(self, name: str, *, fallback: Fallback | None = None, keep: bool = False) -> socket.socket:
+        """Return the listener of a name: the socket unit's with that FileDescriptorName=, else the one in the manager's fd store,
+        else one bound at `fallback`, which is `(host, port)`, or a path for AF_UNIX.
+
+        `keep`: put a bound one into the fd store (FileDescriptorStoreMax= must be set), so that the port stays open over a
+        restart; under no manager it does nothing. The same name again: the same object. Raises ListenerError where several were
+        passed under the name (take `listeners()`), where none was and there is no fallback, and where it cannot be bound.
+        """  # noqa: D205 - the sentence is the list
+        return self.listening.listener(name, fallback=fallback, keep=keep)
+
+    def listeners(self) -> Mapping[str, tuple[socket.socket, ...]]:
+        """Return all sockets that the manager passed, by name."""
+        return self.listening.listeners()
+
+    def accept(self, sock: socket.socket) -> Iterator[tuple[socket.socket, Address]]:
+        """Iterate over `(connection, address)` until the drain closes the listener (after a lame duck); then close it.
+
+        Connections block and are not tracked. Several threads may accept on one listener. No thread is left blocked in it. What
+        waits at the begin is still accepted and served, but of a socket unit's listener left for the next process.
+        """
+        return connections(self.acceptor(sock))
+
+    def acceptor(self, sock: socket.socket) -> Acceptor:
+        """Return what accepts on a listener: one, whoever asks."""
+        with self._lock:
+            acceptor = self._acceptors.get(id(sock))
+            if acceptor is None or acceptor.sock is not sock:
+                for gone in [key for key, other in self._acceptors.items() if other.sock.fileno() < 0]:
+                    self.doors.remove(self._acceptors.pop(gone))
+                acceptor = self._acceptors[id(sock)] = Acceptor(self, sock)
+        return acceptor
+
+    def track_socket(self, server: S, *, keepalive_grace: float = 0.5) -> S:
+        """Have the drain close a server, and hold the stop while it answers; returns it.
+
+        Call it before the server serves (later is a RuntimeError for socketserver). At the begin the thread that accepts stops,
+        then the listener is unregistered and closed, and `serve_forever()` returns. What holds the stop, by kind: of `http.server`
+        a request, first byte to last byte of its answer; of other `socketserver`s a handler's call, and one that is blocked in a
+        read gets EOF after `keepalive_grace` seconds of silence; of `asyncio.Server` and a bare `socket` the listener only. A
+        connection that was taken over (101, text/event-stream) holds nothing unless tracked.
+
+        From the begin every HTTP answer carries Connection: close; an idle keep-alive connection may send one more request, and is
+        closed after `keepalive_grace` seconds of silence. Raises TypeError for a server of no known kind;
+        `requiem_systemd.adapters.register` adds one.
+        """
+        from requiem_systemd import adapters  # noqa: PLC0415 - loaded when asked for: the core stands alone
+
+        adapters.attach(self, server, length("keepalive_grace", keepalive_grace))
+        return server
+
     # -- the drain -----------------------------------------------------------------------------------------------------
 
     def begin(self, reason: str = "") -> None:
         """Begin the drain; any thread, any number of times."""
         engine = self.engine
-        engine.loop.call(lambda: engine.drain(reason or "begin()"))
+        engine.loop.call(lambda: engine.begin(reason or "begin()"))
 
     def wait_begin(self, timeout: float | None = None) -> bool:
         """Wait until the drain begins. False: `timeout`, in seconds, ran out."""
-        self._retake()
+        self.retake()
         return self.engine.begun.wait(None if timeout is None else length("timeout", timeout))
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -216,25 +282,38 @@ class Service(Tracking):
         if mine:
             msg = f'wait() inside the tracker "{mine[0].name}" of the same thread could never return; call it outside'
             raise RuntimeError(msg)
-        self._retake()
-        engine, before = self.engine, self._main
-        in_main = _in_main_thread()
-        self._main = "waiting" if in_main else before
-        try:
+        self.retake()
+        engine = self.engine
+        with self.keeping_main():
             done = engine.stopped.wait(seconds)
-        finally:
-            if in_main and not engine.stopped:
-                self._main = before
-        if done and engine.abandoned:
-            raise AbandonedError(engine.abandoned)
+        if done and engine.drain.limits.abandoned:
+            raise AbandonedError(engine.drain.limits.abandoned)
         return done
 
     def in_flight(self) -> tuple[JobInfo, ...]:
         """Show what holds the stop now, oldest first."""
         self._joins.joiner.sweep()
-        return self.engine.jobs()
+        return self.engine.drain.jobs()
 
     # -- the process ---------------------------------------------------------------------------------------------------
+
+    def _told(self) -> Environment:
+        """Return what the manager told; before the service is armed it is read, not taken."""
+        if self._armed is not None or self.environment != Environment():
+            return self.environment
+        if self._peeked is None:
+            self._peeked = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
+        return self._peeked
+
+    def _notifier(self) -> Notifier:
+        """Return who speaks to the manager, also before the service is armed."""
+        if self._engine is not None and self._engine.notifier:
+            return self._engine.notifier
+        return Notifier(self._told().notify_socket)
+
+    def follow(self, record: Record, pid: int) -> None:
+        """Hold the stop by a record that is entered until a child process has ended; it is not reaped here."""
+        self._joins._follow(record, pid, lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT))  # noqa: SLF001
 
     def _watch(self, fd: int, ended: Callable[[], object]) -> None:
         """Call `ended` once, when `fd` is readable, and close it."""
@@ -247,9 +326,27 @@ class Service(Tracking):
 
         loop.post(lambda: loop.reader(fd, readable))
 
-    def _retake(self) -> None:
-        if self._engine is not None and self._engine.gate is not None:
-            self._engine.gate.retake()
+    @property
+    def gate(self) -> Gate | None:
+        """What holds the signals, where the service is armed with them."""
+        return None if self._engine is None else self._engine.wayout.gate
+
+    def retake(self) -> None:
+        """Take back, in the main thread, signals that somebody took since; their handlers are called when the ledger is empty."""
+        if self.gate is not None:
+            self.gate.retake()
+
+    @contextmanager
+    def keeping_main(self) -> Iterator[None]:
+        """Leave the main thread alone: whoever is in the block sees to its end when all is done."""
+        if not _in_main_thread():
+            yield
+            return
+        before, self._main = self._main, "waiting"
+        try:
+            yield
+        finally:
+            self._main = "leaving" if self.engine.stopped else before
 
     def _main_is_free(self, *, forced: bool) -> bool:
         """Say whether the main thread may be made to leave; `forced`: even out of an abandoned job."""
@@ -265,17 +362,16 @@ class Service(Tracking):
         self._main = "leaving"
         self.begin("the main thread ended")
         engine.stopped.wait()
-        if engine.abandoned and engine.options.exit:
-            held = {getattr(entry, "owner", None) for entry, _ in self.ledger.entries()}
-            exits.leave(EX_TEMPFAIL, held | engine.abandoned_owners)
+        if engine.drain.limits.abandoned and engine.setting.options.exit:
+            exits.leave(EX_TEMPFAIL, engine.drain.limits.owners)
 
     def _before_fork(self) -> None:
-        if self._engine is not None and self._engine.gate is not None:
-            self._fork_mask = self._engine.gate.hold()
+        if self.gate is not None:
+            self._fork_mask = self.gate.hold()
 
     def _after_fork(self) -> None:
-        if self._engine is not None and self._engine.gate is not None:
-            self._engine.gate.unhold(self._fork_mask)
+        if self.gate is not None:
+            self.gate.unhold(self._fork_mask)
 
     def _forked(self) -> None:
         """In a fork's child: nothing of the parent's is in flight here, and nobody hears of us."""
@@ -285,11 +381,13 @@ class Service(Tracking):
         self._main = ""
         self.ledger.reset()
         if engine is not None:
-            if engine.gate is not None:
-                engine.gate.disarm_child(self._fork_mask)
+            if engine.wayout.gate is not None:
+                engine.wayout.gate.disarm_child(self._fork_mask)
             engine.close_child()
         journal.uninstall()
+        listening = self.listening
         self._fresh()
+        self.listening.inherit(listening)
         self._joins = type(self._joins)(self.ledger, self._watch)
 
 
@@ -330,7 +428,7 @@ def _own_pidfdid(environ: Mapping[str, str]) -> int | None:
 process = Service()
 
 
-def initialize(
+def initialize(  # noqa: PLR0913 - the contract
     *,
     drain_timeout: float | None = None,
     request_timeout: float = 30.0,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from requiem_systemd import journal
-from requiem_systemd.engine import RECORDS_MAX
 from requiem_systemd.journal import LOG, JournalHandler
+from requiem_systemd.limits import RECORDS_MAX
 from requiem_systemd.protocol import Environment
 from requiem_systemd.service import Service
 

@@ -1,0 +1,75 @@
+"""Keeps the manager's timeout ahead of us while something lasts: 30 s every 10 s, and at once when the manager reloads itself."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from requiem_systemd.guard import Guard, folder_of
+from requiem_systemd.protocol import usec
+from requiem_systemd.setting import Setting
+
+LOG: Final = logging.getLogger("requiem_systemd")
+EXTENSION: Final = 30.0
+EVERY: Final = 10.0
+# What goes into the datagram that begins a stop or a reload: race-free, it is counted after the state change (252 to 262).
+FIRST: Final = {"EXTEND_TIMEOUT_USEC": usec(EXTENSION)}
+
+
+class Extender:
+    """Extends from `begin` to `end`; idle, it sets no alarm and watches nothing."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._guard: Guard | None = None
+        self._extending = False
+
+    def open(self) -> None:
+        """Prepare to see the manager reload itself: what a drain needs is loaded before the release can have been deleted."""
+        folder = folder_of(self._setting.environment.notify_socket)
+        if folder is None or self._guard is not None:
+            return
+        try:
+            self._guard = Guard(folder)
+        except OSError as error:
+            LOG.info("a daemon-reload in mid-drain cannot be seen: %s", error)
+            return
+        self._setting.loop.reader(self._guard.fd, self._look)
+
+    def begin(self) -> None:
+        """Extend from the next tick on; the first extension went with the datagram that began it."""
+        self._extending = True
+        self._setting.loop.alarm(self._tick, self._setting.now() + EVERY)
+        self._watch()
+
+    def end(self) -> None:
+        """The state lasts: extend no longer."""
+        self._extending = False
+        self._setting.loop.cancel(self._tick)
+        if self._guard is not None:
+            self._guard.unwatch()
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.close()
+
+    def _tick(self) -> None:
+        if self._extending:
+            self._setting.notifier.tell(**FIRST)
+            self._setting.loop.alarm(self._tick, self._setting.now() + EVERY)
+
+    def _watch(self) -> None:
+        if self._guard is None:
+            return
+        try:
+            self._guard.watch()
+        except OSError as error:  # RootDirectory=, a /run of its own
+            LOG.info("a daemon-reload in mid-drain cannot be seen, TimeoutStopSec= must cover the longest drain: %s", error)
+            self._setting.loop.unreader(self._guard.fd)
+            self.close()
+
+    def _look(self) -> None:
+        if self._guard is not None and self._guard.reloading():
+            self._tick()

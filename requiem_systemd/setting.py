@@ -1,0 +1,33 @@
+"""What the parts of one engine share."""
+
+from __future__ import annotations
+
+from requiem_systemd.doors import Doors
+from requiem_systemd.hooks import Hooks
+from requiem_systemd.ledger import Ledger
+from requiem_systemd.loop import Loop
+from requiem_systemd.notify import Notifier
+from requiem_systemd.options import Options
+from requiem_systemd.protocol import Environment
+
+
+class Setting:
+    """The ledger and the loop for good; options, environment and manager as the last arming left them."""
+
+    def __init__(self, ledger: Ledger, hooks: Hooks, doors: Doors, loop: Loop) -> None:
+        self.ledger = ledger
+        self.hooks = hooks
+        self.doors = doors
+        self.loop = loop
+        self.options = Options()
+        self.environment = Environment()
+        self.notifier = Notifier(None)
+
+    def now(self) -> float:
+        """Return the clock's time."""
+        return self.loop.clock.now()
+
+    def in_container(self) -> bool:
+        """Say whether a container runtime stands between us and a manager: it forwards READY and WATCHDOG only."""
+        socket = self.environment.notify_socket
+        return bool(self.environment.container and socket and not socket.endswith("/systemd/notify"))

@@ -1,0 +1,118 @@
+"""The way out, held like the drain: handlers of `dead`, the main thread's last steps, threads that are joined."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+from requiem_systemd import journal, report
+from requiem_systemd.exits import flush
+from requiem_systemd.extender import Extender
+from requiem_systemd.gate import Gate
+from requiem_systemd.latch import Latch
+from requiem_systemd.protocol import duration
+from requiem_systemd.setting import Setting
+from requiem_systemd.stacks import place, stack
+
+LOG: Final = logging.getLogger("requiem_systemd")
+# sysexits.h: temporary failure; what systemd then does is Restart='s business
+EX_TEMPFAIL: Final = 75
+SHOW_EVERY: Final = 1.0
+# How long a framework's own handler, called when the ledger was empty, has to end the main thread by itself.
+CHAINED_GRACE: Final = 1.0
+
+
+class WayOut:
+    """From the last job's end to the process's; past `exit_timeout` the process is ended. Runs in the loop's thread.
+
+    `main_is_free` says whether the main thread may be made to leave: it is not waiting, leaving, or holding a tracker.
+    """
+
+    def __init__(self, setting: Setting, extender: Extender) -> None:
+        self._setting = setting
+        self._extender = extender
+        self.stopped = Latch()
+        self.status = 0
+        self.forced = False
+        self.gate: Gate | None = None
+        self.main_is_free: Callable[..., bool] = _never
+        self.deferred: list[int] = []
+        self.others = False
+        self._since = 0.0
+        self._expelling = False
+
+    def begin(self, *, abandoned: bool) -> None:
+        """Run the `dead` handlers, then let whoever waits go on."""
+        self.status = EX_TEMPFAIL if abandoned else 0
+        self._since = self._setting.now()
+        self._setting.loop.alarm(self._tick, self._since + SHOW_EVERY)
+        self._setting.hooks.emit("dead", (self.status,), lambda _: self._setting.loop.post(self._let_out))
+
+    def look(self) -> None:
+        """See whether the main thread, which could not be made to leave before, can be now."""
+        if self._expelling:
+            self.expel()
+
+    def expel(self) -> None:
+        """Make the main thread leave, unless something speaks against it."""
+        self._expelling = False
+        if not self._setting.options.exit or self.gate is None:
+            return
+        if not self.main_is_free(forced=self.forced):
+            self._expelling = True
+        elif not self.gate.expel(self.status):
+            LOG.warning("every stop signal's handler was replaced: the main thread is not told to leave", extra=journal.record("mistake"))
+
+    def _let_out(self) -> None:
+        self.others = self._tell_others()
+        self.stopped.set()
+        if self.others:
+            self._setting.loop.alarm(self.expel, self._setting.now() + CHAINED_GRACE)
+        else:
+            self.expel()
+
+    def _tell_others(self) -> bool:
+        """Pass the stop on to whoever had its signals before us, or took them since; say whether there is anybody."""
+        if self.gate is None:
+            return False
+        told = [self.gate.forward(number) for number in self.deferred]
+        return (self.gate.has_chained() and self.gate.call_chained()) or any(told)
+
+    def _tick(self) -> None:
+        elapsed = self._setting.now() - self._since
+        if elapsed >= self._setting.options.exit_timeout:
+            self._stuck(elapsed)
+            return
+        self._setting.loop.alarm(self._tick, self._setting.now() + SHOW_EVERY)
+        keeper = _keeper()
+        name = "main thread" if keeper is threading.main_thread() else f"thread {keeper.name}"
+        self._setting.notifier.tell(STATUS=report.exiting(elapsed, name, place(keeper.ident)))
+
+    def _stuck(self, elapsed: float) -> None:
+        self._extender.end()
+        if not self._setting.options.exit:
+            return  # somebody else's process: no longer held, but not ended
+        stacks = "\n".join(f"thread {thread.name}:\n{stack(thread.ident)}" for thread in threading.enumerate())
+        LOG.error("the exit has taken %s: the process is ended\n%s", duration(elapsed), stacks, extra=journal.record("exit-stuck"))
+        flush()
+        os._exit(EX_TEMPFAIL)
+
+
+def _never(*, forced: bool) -> bool:
+    """Leave the main thread alone: nobody has said whose it is."""
+    del forced
+    return False
+
+
+def _keeper() -> threading.Thread:
+    """Return the thread that the exit waits for: the main thread, or the one that it joins."""
+    main = threading.main_thread()
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not main]
+    frame = sys._current_frames().get(main.ident or 0)  # noqa: SLF001 - the documented way to see other threads' frames
+    joining = frame is not None and any(step.f_code.co_name in ("_shutdown", "join") for step, _ in traceback.walk_stack(frame))
+    return others[0] if joining and others else main
