@@ -13,9 +13,10 @@ import logging
 import os
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from requiem_systemd.protocol import Environment
+if TYPE_CHECKING:
+    from requiem_systemd.protocol import Environment
 
 LOG: Final = logging.getLogger("requiem_systemd")
 
@@ -113,7 +114,11 @@ def fields(record: logging.LogRecord, text: str) -> list[bytes]:
         "CODE_FUNC": record.funcName,
         **getattr(record, "requiem", {}),
     }
-    return [f"{name}={value}".encode("utf-8", "backslashreplace") for name, value in named.items() if value is not None]
+    return [
+        f"{name}={value}".encode("utf-8", "backslashreplace")
+        for name, value in named.items()
+        if value is not None
+    ]
 
 
 def prefixed(level: int, text: str) -> bytes:
