@@ -14,7 +14,20 @@
 
 from __future__ import annotations
 
-from requiem_systemd.testing.clock import FakeClock
-from requiem_systemd.testing.manager import FakeManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from requiem_systemd.testing.clock import FakeClock
+    from requiem_systemd.testing.manager import FakeManager
 
 __all__ = ["FakeClock", "FakeManager"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load them when asked for: pytest imports this package at its start, for the plugin."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from requiem_systemd.testing import clock, manager  # noqa: PLC0415 - see above
+
+    return {"FakeClock": clock.FakeClock, "FakeManager": manager.FakeManager}[name]

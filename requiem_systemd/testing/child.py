@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 # What systemd does between fork and exec: descriptors to 3 and on, LISTEN_PID and the like filled in. Not a preexec_fn: that is not
 # safe in a process with threads.
@@ -30,7 +32,9 @@ os.execvp(sys.argv[3], sys.argv[3:])
 class Child:
     """One running program; `ended` is called, from any thread, when it has ended."""
 
-    def __init__(self, argv: Sequence[str], environ: Mapping[str, str], fds: Sequence[int], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, argv: Sequence[str], environ: Mapping[str, str], fds: Sequence[int], options: Mapping[str, Any]
+    ) -> None:
         names = ["SYSTEMD_EXEC_PID"]
         names += ["LISTEN_PID"] if "LISTEN_FDS" in environ else []
         names += ["WATCHDOG_PID"] if "WATCHDOG_USEC" in environ else []
@@ -40,7 +44,9 @@ class Child:
         self.pid = self.process.pid
         self._pidfd: int | None = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
 
-    def watch(self, reader: Callable[[int, Callable[[], object]], object], ended: Callable[[], object]) -> None:
+    def watch(
+        self, reader: Callable[[int, Callable[[], object]], object], ended: Callable[[], object]
+    ) -> None:
         """Have `ended` called when it has ended; `reader` calls when a descriptor is readable."""
         if self._pidfd is not None:
             reader(self._pidfd, ended)

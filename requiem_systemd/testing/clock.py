@@ -61,7 +61,9 @@ class FakeClock(Clock):
         """Return virtual seconds."""
         return self._now
 
-    def select(self, selector: selectors.BaseSelector, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(
+        self, selector: selectors.BaseSelector, timeout: float | None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait for descriptors in real time, at most `timeout` virtual seconds."""
         with self._changed:
             self._awake.setdefault(selector, threading.current_thread())
@@ -96,9 +98,9 @@ class FakeClock(Clock):
         """Wait until every engine has done what there is to do by now, and the participants too."""
         while True:
             self.rest()
-            if any([participant.quiesce() for participant in self._participants]):
+            if any(participant.quiesce() for participant in self._participants):
                 self.rest()
-            if not any([participant.turn() for participant in self._participants]):
+            if not any(participant.turn() for participant in self._participants):
                 return
 
     def attach(self, participant: Participant) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from requiem_systemd.latch import Latch
 from requiem_systemd.notify import Notifier
-from requiem_systemd.service import Service
-from requiem_systemd.testing.clock import FakeClock
 from requiem_systemd.testing.mailbox import Letter, Mailbox
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from requiem_systemd.service import Service
+    from requiem_systemd.testing.clock import FakeClock
 
 # Real seconds in which a handler or a health check ends; one that takes longer is left alone.
 PATIENCE: Final = 0.5
@@ -20,7 +23,9 @@ PATIENCE: Final = 0.5
 class Inside:
     """Arms a service by other means than the process's own, and gives everything back at `close`."""
 
-    def __init__(self, service: Service, clock: FakeClock, environ: Mapping[str, str], options: Mapping[str, object]) -> None:
+    def __init__(
+        self, service: Service, clock: FakeClock, environ: Mapping[str, str], options: Mapping[str, object]
+    ) -> None:
         self.pid = os.getpid()
         self._service = service
         self._hung: Latch | None = None

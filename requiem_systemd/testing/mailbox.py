@@ -84,8 +84,9 @@ class Mailbox:
         """Give the socket and the folder back."""
         for letter in self.take():
             close_all(letter.fds)
-        if self.socket is not None:
-            self.socket.close()
+        sock, self.socket = self.socket, None
+        if sock is not None:
+            sock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)

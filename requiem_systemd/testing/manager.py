@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from requiem_systemd import service as services
 from requiem_systemd.loop import Clock, Loop
 from requiem_systemd.protocol import TAKEN
-from requiem_systemd.service import Service
 from requiem_systemd.testing.child import Child
 from requiem_systemd.testing.clock import FakeClock
 from requiem_systemd.testing.inside import Inside
 from requiem_systemd.testing.mailbox import Letter, Mailbox, close_all
 from requiem_systemd.testing.store import FdStore
 from requiem_systemd.testing.unit import INFINITY, Settings, Unit, environment, parse
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Mapping, Sequence
+
+    from requiem_systemd.service import Service
 
 # A real manager deletes its generators' folders so long before it counts its timers again (systemd 252 to 262).
 RELOAD_TAKES: Final = 0.1
@@ -66,7 +69,14 @@ class FakeManager:
     abstract namespace.
     """
 
-    def __init__(self, folder: str | None = None, *, clock: FakeClock | None = None, abstract: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: str | None = None,
+        *,
+        clock: FakeClock | None = None,
+        abstract: bool = False,
+        **settings: Any,
+    ) -> None:
         self.settings = Settings(**settings)
         self.clock = clock or FakeClock()
         self.unit = Unit(self.settings, self._kill)
@@ -83,10 +93,12 @@ class FakeManager:
         self._started = 0.0
         self._reloading = False
 
-    def __enter__(self) -> FakeManager:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # -- what is seen --------------------------------------------------------------------------------------------------
@@ -129,7 +141,13 @@ class FakeManager:
 
     # -- in this process -----------------------------------------------------------------------------------------------
 
-    def arm(self, service: Service | None = None, *, environ: Mapping[str, str] = MappingProxyType({}), **options: Any) -> Service:
+    def arm(
+        self,
+        service: Service | None = None,
+        *,
+        environ: Mapping[str, str] = MappingProxyType({}),
+        **options: Any,
+    ) -> Service:
         """Be the manager of a service in this process; None: of the process's own, which the module's functions act on.
 
         `options` are those of `initialize`, `environ` is what the unit sets beside (REQUIEM_*). No signal is taken, nothing exits.
@@ -169,7 +187,9 @@ class FakeManager:
 
     # -- a program -----------------------------------------------------------------------------------------------------
 
-    def spawn(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
+    def spawn(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[Any]:
         """Start a program as the unit's main process, in real time.
 
         It gets NOTIFY_SOCKET, the watchdog, the listeners of `listen()` and what the fd store keeps from descriptor 3 on. `env` is put
@@ -190,9 +210,15 @@ class FakeManager:
         loop.start()
         return child.process
 
-    def listen(self, name: str, address: Any = ("127.0.0.1", 0)) -> socket.socket:  # noqa: ANN401 - what its family takes
+    def listen(self, name: str, address: Any = ("127.0.0.1", 0)) -> socket.socket:
         """Listen as a socket unit of that FileDescriptorName= does; passed to what is spawned from then on."""
-        family = socket.AF_UNIX if isinstance(address, (str, bytes)) else socket.AF_INET6 if len(address) > 2 else socket.AF_INET
+        family = (
+            socket.AF_UNIX
+            if isinstance(address, (str, bytes))
+            else socket.AF_INET6
+            if len(address) > 2
+            else socket.AF_INET
+        )
         listener = socket.socket(family, socket.SOCK_STREAM)
         if family != socket.AF_UNIX:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -257,10 +283,10 @@ class FakeManager:
     def close(self) -> None:
         """End what runs, and give everything back."""
         self._end_child()
-        if self._inside is not None:
+        inside, self._inside = self._inside, None
+        if inside is not None:
             self.clock.detach(self)
-            self._inside.close()
-            self._inside = None
+            inside.close()
         self.store.clear()
         for _, listener in self._sockets:
             listener.close()
@@ -300,7 +326,11 @@ class FakeManager:
             self.clock.settle()
 
     def _find(self, key: str, value: str | None) -> Message | None:
-        found = (message for message in self.messages if key in message.values and value in (None, message.values[key]))
+        found = (
+            message
+            for message in self.messages
+            if key in message.values and value in (None, message.values[key])
+        )
         return next(found, None)
 
     def _kill(self, name: str) -> None:
@@ -313,7 +343,9 @@ class FakeManager:
         """Take one datagram, if its sender may speak."""
         pairs, now = parse(letter.data), self._now()
         message = Message(now - self._started, letter.pid, MappingProxyType(dict(pairs)))
-        if "BARRIER" in message.values:  # closing its descriptor is the answer; nothing else in that datagram counts
+        if (
+            "BARRIER" in message.values
+        ):  # closing its descriptor is the answer; nothing else in that datagram counts
             close_all(letter.fds)
             return
         main = self._inside or self._child

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _NAME_MAX: Final = 255
 
@@ -31,7 +33,11 @@ class FdStore:
                 os.close(kept[1])
         keep = values.get("FDSTORE") == "1" and values.get("FDSTOREREMOVE") != "1"
         for fd in fds:
-            if keep and len(self._kept) < self._most and not any(os.path.sameopenfile(fd, other) for _, other in self._kept):
+            if (
+                keep
+                and len(self._kept) < self._most
+                and not any(os.path.sameopenfile(fd, other) for _, other in self._kept)
+            ):
                 self._kept.insert(0, (name if _is_name(name) else "stored", fd))
             else:
                 os.close(fd)

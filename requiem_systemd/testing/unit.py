@@ -7,11 +7,13 @@ service_start_watchdog, service_coldplug_timeout. What no test of a drain needs 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from requiem_systemd.protocol import DATAGRAM_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 INFINITY: Final = float("inf")
 _NUMBER: Final = re.compile(r"\s*\+?[0-9]+\Z", re.ASCII)
@@ -137,7 +139,9 @@ class Unit:
             self.reload_result = "timeout"
             if self.settings.version >= 259:
                 self.notify_state = ""
-            self._enter_running(now)  # up to 258 a reload that never ends begins again here (systemd issue 37515)
+            self._enter_running(
+                now
+            )  # up to 258 a reload that never ends begins again here (systemd issue 37515)
             return True
         self._fail("timeout")
         if self.state == "start":
@@ -168,12 +172,18 @@ class Unit:
             self._watchdog = (_usec(values["WATCHDOG_USEC"]) or 0) / 1e6
             self._arm_watchdog(now)
 
-    def _process_state(self, pairs: tuple[tuple[str, str], ...], values: Mapping[str, str], now: float) -> None:
+    def _process_state(
+        self, pairs: tuple[tuple[str, str], ...], values: Mapping[str, str], now: float
+    ) -> None:
         said = [key for key, value in pairs if key in ("STOPPING", "READY", "RELOADING") and value == "1"]
         if not said or (self.settings.version >= 259 and self.notify_state == "STOPPING"):
             return  # sd_notify(3), v259: STOPPING=1 is final
         # 252: the last one in the message wins; 253 and later: by rank
-        chosen = said[-1] if self.settings.version < 253 else next(k for k in ("STOPPING", "READY", "RELOADING") if k in said)
+        chosen = (
+            said[-1]
+            if self.settings.version < 253
+            else next(k for k in ("STOPPING", "READY", "RELOADING") if k in said)
+        )
         self.notify_state = chosen
         if chosen == "STOPPING":
             if self.state in ("running", "reload-signal", "reload-notify"):
@@ -253,7 +263,9 @@ def _usec(text: str | None) -> int | None:
     return number if number <= _USEC_INFINITY else None
 
 
-def environment(settings: Settings, address: str, names: tuple[str, ...] = (), pid: int | None = None) -> dict[str, str]:
+def environment(
+    settings: Settings, address: str, names: tuple[str, ...] = (), pid: int | None = None
+) -> dict[str, str]:
     """Return what the manager puts into the environment of the main process `pid`; None: it is filled in by who executes it."""
     variables = {"NOTIFY_SOCKET": address} if settings.notify_access != "none" else {}
     if settings.watchdog:
@@ -268,5 +280,3 @@ def environment(settings: Settings, address: str, names: tuple[str, ...] = (), p
         variables |= {"WATCHDOG_PID": str(pid)} if settings.watchdog else {}
         variables |= {"LISTEN_PID": str(pid)} if names else {}
     return variables
-
-
