@@ -59,7 +59,7 @@ class FakeClock(Clock):
 
     def now(self) -> float:
         """Return virtual seconds."""
-        return self._now
+        return self._now + 0.0  # a new object each time: by that a tracker sees who has entered it first
 
     def select(
         self, selector: selectors.BaseSelector, timeout: float | None
