@@ -21,7 +21,7 @@ def long_job_that_cant_be_interrupted() -> None:
 class Hello(BaseHTTPRequestHandler):
     """Answer everybody the same."""
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         """Say hello."""
         body = b"Hello world!"
         self.send_response(200)
