@@ -10,11 +10,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from requiem_systemd import journal, report
 from requiem_systemd.doors import Doors
 from requiem_systemd.drain import Drain
+from requiem_systemd.errors import ReloadError
 from requiem_systemd.extender import FIRST, Extender
 from requiem_systemd.gate import Gate, name_of
 from requiem_systemd.hooks import Hooks
@@ -33,6 +34,7 @@ LOG: Final = logging.getLogger("requiem_systemd")
 READY_WITHIN: Final = 10.0
 # A second Ctrl-C within this is the same Ctrl-C: a terminal sends it to the whole group, and a parent may pass it on.
 SAME_INTERRUPT: Final = 1.0
+_DRAINING: Final = "the service is draining: nothing is reloaded any more"
 _STARTING: Final = frozenset((State.STARTING, State.START_RELOAD_QUEUED))
 
 
@@ -52,7 +54,9 @@ class Engine:
         self._starting: list[str] = []
         self._interrupted: float | None = None
         self._signalled = False
+        self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
         self._reload_waiters: list[Callable[[str], object]] = []
+        self._reloading: list[Callable[[str], object]] = []
         self._reload_error = ""
         self._actions: dict[Action, Callable[[], object]] = {
             Action.SAY_READY: self._say_ready,
@@ -106,11 +110,15 @@ class Engine:
     def close(self) -> None:
         """End the loop and give back what it took; any thread but the loop's."""
         self.loop.stop()
+        if self._control is not None:
+            self._control.close()
         self._give_back()
 
     def close_child(self) -> None:
         """Give the descriptors back in a fork's child, where no loop runs."""
         self.loop.close()
+        if self._control is not None:
+            self._control.close_child()
         self._give_back()
 
     def _give_back(self) -> None:
@@ -121,6 +129,10 @@ class Engine:
 
     def _armed(self) -> None:
         self.extender.open()
+        if self.setting.environment.runtime_directory is not None:
+            from requiem_systemd import control  # noqa: PLC0415 - it brings json, which the bare import need not pay for
+
+            self._control = control.open_for(self.setting.environment, self.loop, self.reload)
         if self.state is State.STARTING:
             self.loop.alarm(self._missing_ready, self.setting.now() + READY_WITHIN)
         self._watchdog.begin()
@@ -244,7 +256,7 @@ class Engine:
     def reload(self, waiter: Callable[[str], object]) -> None:
         """Reload; `waiter` is told how it ended: "" for well, else the reason."""
         if self.setting.ledger.began is not None:
-            waiter("the service is draining: nothing is reloaded any more")
+            waiter(_DRAINING)
             return
         self._reload_waiters.append(waiter)
         self.event(Event.RELOAD)
@@ -265,21 +277,28 @@ class Engine:
         self.extender.begin()
 
     def _run_reload(self) -> None:
-        waiters, self._reload_waiters = self._reload_waiters, []
+        self._reloading, self._reload_waiters = self._reload_waiters, []
 
         def ended(errors: list[BaseException]) -> None:
-            reason = clean("; ".join(f"{type(error).__name__}: {error}" for error in errors), 300)
-            self.loop.post(lambda: self._reloaded(reason, waiters))
+            reason = clean("; ".join(map(_reason, errors)), 300)
+            self.loop.post(lambda: self._reloaded(reason))
 
         self.setting.hooks.emit("reload", (), ended)
 
-    def _reloaded(self, reason: str, waiters: list[Callable[[str], object]]) -> None:
+    def _reloaded(self, reason: str) -> None:
         if reason:
             LOG.error("the reload failed, the old state is kept: %s", reason, extra=journal.record("reload-failed", reason=reason))
+        waiters, self._reloading = self._reloading, []  # before the event, which may begin the next reload
         self._reload_error = reason
         self.event(Event.RELOADED)
         for waiter in waiters:
             waiter(reason)
+
+    def _refuse_reloads(self) -> None:
+        """Answer, when the drain has cut in, everybody who waits for a reload, in work or queued."""
+        waiters, self._reloading, self._reload_waiters = self._reloading + self._reload_waiters, [], []
+        for waiter in waiters:
+            waiter(_DRAINING)
 
     # -- the drain and the way out -------------------------------------------------------------------------------------
 
@@ -291,9 +310,7 @@ class Engine:
     def _run_drain(self) -> None:
         self.extender.begin()
         self.loop.cancel(self._missing_ready)
-        waiters, self._reload_waiters = self._reload_waiters, []
-        for waiter in waiters:
-            waiter("the service is draining: nothing is reloaded any more")
+        self._refuse_reloads()
         gate = self.wayout.gate
         if gate is not None and gate.at_once and not self._signalled:
             gate.tell_chained()  # a server that stops by its own handler has not heard of this drain
@@ -306,6 +323,11 @@ class Engine:
     def _abandon(self) -> None:
         self.drain.abandon()
         self._release()
+
+
+def _reason(error: BaseException) -> str:
+    """Say why a reload failed; a handler that raises ReloadError has said it all. The text is user code: `clean` survives it."""
+    return clean(error) if isinstance(error, ReloadError) else f"{type(error).__name__}: {clean(error)}"
 
 
 def _mistake(text: str) -> None:
