@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+
+from requiem_systemd.cli import VERBS
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -94,7 +97,7 @@ def test_sdist_holds_what_a_packager_needs(sdist: list[str]) -> None:
 
 def test_sdist_holds_nothing_else(sdist: list[str]) -> None:
     """What lies about in a working tree is not published; Debian's part comes from its own archive."""
-    tops = {"examples", "requiem_systemd", "tests", "units"}
+    tops = {"examples", "man", "requiem_systemd", "tests", "units"}
     papers = {"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
     papers |= {".gitignore", "PKG-INFO", "pyproject.toml"}
     assert set() == {name.partition("/")[0] for name in sdist} - tops - papers
@@ -137,3 +140,9 @@ def test_what_was_ported_says_whose_it_is() -> None:
     assert "Copyright (c) 2014 Pagar.me\n" in licence
     copyright_file = ROOT / "debian" / "copyright"
     assert not copyright_file.exists() or f"Files: {example}\nCopyright: 2014 Pagar.me\n" in copyright_file.read_text()
+
+
+def test_manual_has_every_verb() -> None:
+    """Each verb of the command has a section of its own in the manual page."""
+    manual = (ROOT / "man" / "requiem-systemd.1").read_text()
+    assert list(VERBS) == re.findall(r"^\.SS (\S+)$", manual, re.MULTILINE)
