@@ -64,6 +64,10 @@ should_stop = process.should_stop
 wait_begin = process.wait_begin
 wait = process.wait
 in_flight = process.in_flight
+listener = process.listener
+listeners = process.listeners
+accept = process.accept
+track_socket = process.track_socket
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 import requiem_systemd as requiem
 from requiem_systemd import journal
-from requiem_systemd.engine import RECORDS_MAX
+from requiem_systemd.limits import RECORDS_MAX
 from requiem_systemd.journal import LOG, JournalHandler
 from requiem_systemd.protocol import Environment
 
