@@ -51,7 +51,7 @@ class Service(Tracking):
         self._armed: Options | None = None
         self._stand_in: _StandIn | None = None
         self._main = ""
-        self._fork_mask: set[Any] = set()
+        self._fork_masks: dict[int, set[Any]] = {}  # by thread: several may fork at once
         self._hooked = False
         self._fresh()
 
@@ -407,11 +407,11 @@ class Service(Tracking):
 
     def _before_fork(self) -> None:
         if self.gate is not None:
-            self._fork_mask = self.gate.hold()
+            self._fork_masks[threading.get_ident()] = self.gate.hold()
 
     def _after_fork(self) -> None:
         if self.gate is not None:
-            self.gate.unhold(self._fork_mask)
+            self.gate.unhold(self._fork_masks.pop(threading.get_ident(), set()))
 
     def _forked(self) -> None:
         """In a fork's child: nothing of the parent's is in flight here, and nobody hears of us."""
@@ -422,7 +422,7 @@ class Service(Tracking):
         self.ledger.reset()
         if engine is not None:
             if engine.wayout.gate is not None:
-                engine.wayout.gate.disarm_child(self._fork_mask)
+                engine.wayout.gate.disarm_child(self._fork_masks.pop(threading.get_ident(), set()))
             engine.close_child()
         journal.uninstall()
         listening = self.listening
