@@ -41,12 +41,12 @@ class Engine:
     """One service's life, from its first breath to the exit."""
 
     def __init__(self, ledger: Ledger, hooks: Hooks, doors: Doors, clock: Clock) -> None:
-        self.state = State.RUNNING
-        self.loop = Loop(clock, self._on_byte, self._each_turn)
-        self.setting = Setting(ledger, hooks, doors, self.loop)
-        self.extender = Extender(self.setting)
-        self.drain = Drain(self.setting, lambda: self.event(Event.IDLE), lambda: self.event(Event.EXPIRED))
-        self.wayout = WayOut(self.setting, self.extender)
+        self.state: State = State.RUNNING
+        self.loop: Loop = Loop(clock, self._on_byte, self._each_turn)
+        self.setting: Setting = Setting(ledger, hooks, doors, self.loop)
+        self.extender: Extender = Extender(self.setting)
+        self.drain: Drain = Drain(self.setting, lambda: self.event(Event.IDLE), lambda: self.event(Event.EXPIRED))
+        self.wayout: WayOut = WayOut(self.setting, self.extender)
         self._watchdog = Watchdog(self.setting)
         self._reason = ""
         self._status = ""

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -17,7 +17,7 @@ from requiem_systemd.doors import Doors
 from requiem_systemd.engine import Engine
 from requiem_systemd.errors import AbandonedError, RequiemError
 from requiem_systemd.gate import Gate
-from requiem_systemd.hooks import Hooks, running_loop
+from requiem_systemd.hooks import Hook, Hooks, running_loop
 from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.ledger import Record, holding
 from requiem_systemd.listen import Fallback, Listeners
@@ -49,6 +49,7 @@ class Service(Tracking):
         self._clock = clock or Clock()
         self._lock = threading.RLock()
         self._armed: Options | None = None
+        self._stand_in: _StandIn | None = None
         self._main = ""
         self._fork_mask: set[Any] = set()
         self._hooked = False
@@ -56,12 +57,12 @@ class Service(Tracking):
 
     def _fresh(self) -> None:
         """Begin as unarmed."""
-        self.environment = Environment()
+        self.environment: Environment = Environment()
         self._peeked: Environment | None = None
-        self.doors = Doors()
-        self.listening = Listeners(self._told, self._notifier)
+        self.doors: Doors = Doors()
+        self.listening: Listeners = Listeners(self._told, self._notifier)
         self._acceptors: dict[int, Acceptor] = {}
-        self.hooks = Hooks(self.ledger)
+        self.hooks: Hooks = Hooks(self.ledger)
         self._engine: Engine | None = None
         self._pending: list[Callable[[Engine], object]] = []
 
@@ -72,7 +73,9 @@ class Service(Tracking):
         wanted = Options(**options).checked() if options else self._options
         with self._lock:
             if self._armed is not None:
-                if options and wanted != self._armed:
+                if options and self._stand_in is not None and not self._stand_in.adopted:
+                    self._adopt(wanted, self._stand_in)
+                elif options and wanted != self._armed:
                     msg = f"initialize was called before, with other options: {_difference(self._armed, wanted)}; call it once, at the start"
                     raise RequiemError(msg)
                 return self
@@ -83,6 +86,42 @@ class Service(Tracking):
             self._armed = wanted
             self._take(engine, wanted, gate)
         return self
+
+    def arm_with(self, *, environ: MutableMapping[str, str], clock: Clock, **options: Any) -> Service:
+        """Arm by another environment and clock than the process's own, for `testing`; `close` gives both back.
+
+        The options of the first `initialize` that comes then are taken over, but its signals and its exit. Handlers that were
+        registered before outlive `close`: those of module level are registered once.
+        """
+        with self._lock:
+            if self._armed is not None or self.draining():
+                msg = "the service is armed already, or draining: close() it first"
+                raise RequiemError(msg)
+            engine, self._engine = self._engine, None
+            if engine is not None:  # somebody has asked before: it counts by the other clock
+                engine.close()
+            self._stand_in = _StandIn(self._environ, self._clock, self.hooks.registered())
+            self._environ, self._clock = environ, clock
+            try:
+                return self.arm(**options)
+            except BaseException:
+                self._stand_down()
+                raise
+
+    def _adopt(self, wanted: Options, stand_in: _StandIn) -> None:
+        """Take over the options of an `initialize` that comes when a test has armed the service already."""
+        stand_in.adopted = True
+        exit_on = self.engine.setting.options.exit
+        self._armed = wanted
+        self.engine.setting.options = wanted._replace(exit=exit_on).overridden(self.environment.limits)
+
+    def _stand_down(self) -> None:
+        """Give the process's own environment and clock back."""
+        stand_in, self._stand_in = self._stand_in, None
+        if stand_in is not None:
+            self._environ, self._clock = stand_in.environ, stand_in.clock
+            self.hooks.restore(stand_in.handlers)
+            self.use_clock(self._clock.now)
 
     def _take(self, engine: Engine, options: Options, gate: Gate) -> None:
         self.environment = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
@@ -138,6 +177,7 @@ class Service(Tracking):
             self._main = ""
             self.ledger.reset()
             self._fresh()
+            self._stand_down()
 
     def __enter__(self) -> Self:
         self.arm()
@@ -391,6 +431,16 @@ class Service(Tracking):
         self._joins = type(self._joins)(self.ledger, self._watch)
 
 
+class _StandIn:
+    """What `arm_with` has put others in place of."""
+
+    def __init__(self, environ: MutableMapping[str, str], clock: Clock, handlers: Mapping[str, Sequence[Hook]]) -> None:
+        self.environ = environ
+        self.clock = clock
+        self.handlers = handlers
+        self.adopted = False
+
+
 def _difference(armed: Options, wanted: Options) -> str:
     return ", ".join(
         f"{name}={theirs!r} instead of {ours!r}"
@@ -425,7 +475,7 @@ def _own_pidfdid(environ: Mapping[str, str]) -> int | None:
         os.close(fd)
 
 
-process = Service()
+process: Service = Service()
 
 
 def initialize(  # noqa: PLR0913 - the contract
