@@ -320,11 +320,11 @@ def test_many_idle_clients(path: Path, caller: Caller) -> None:
 def test_waiting_clients_keep_their_place(path: Path, reloads: Reloads) -> None:
     """Who waits for a reload is not dropped for a newcomer, who is."""
     waiting = [Caller(path) for _ in range(control.CLIENTS_MAX)]
-    for each in waiting:
+    for each in waiting[:-1]:
         each.say(RELOAD)
+    assert "parameters" in waiting[-1].ask(INFO)  # the last to come is answered: the others' requests have been read
+    waiting[-1].say(RELOAD)
     assert reloads.begun.acquire(timeout=10)
-    for each in waiting[1:]:
-        each.say(INFO)  # read, so that the loop has seen it
     newcomer = Caller(path)
     newcomer.say(INFO)
     assert newcomer.hear() == {}
