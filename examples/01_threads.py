@@ -1,16 +1,13 @@
-"""Threads: four workers, each with one job after the other; `systemctl stop` waits for those that are in flight.
-
-ExecStart=/usr/bin/python3 01_threads.py [SECONDS]      how long a job takes (default: 10)
-"""
+"""Threads: four workers, each with one job after the other; `systemctl stop` waits for those that are in flight."""
 
 import logging
-import sys
+import os
 import threading
 import time
 
 import requiem_systemd as requiem
 
-SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+SECONDS = float(os.environ.get("EXAMPLE_SECONDS", "10"))
 
 
 def work() -> None:
