@@ -326,8 +326,7 @@ def test_waiting_clients_keep_their_place(path: Path, reloads: Reloads) -> None:
     waiting[-1].say(RELOAD)
     assert reloads.begun.acquire(timeout=10)
     newcomer = Caller(path)
-    newcomer.say(INFO)
-    assert newcomer.hear() == {}
+    assert newcomer.hear() == {}  # hung up on, at once: it may not even come to ask
     reloads.go_on.release(10)
     assert [{"parameters": {}}] * len(waiting) == [each.hear() for each in waiting]
     for each in (*waiting, newcomer):
