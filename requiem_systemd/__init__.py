@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from requiem_systemd.errors import (
     AbandonedError,
@@ -49,25 +49,25 @@ __all__ = [
 ]
 
 # The module's functions are those of the process's one service.
-track = process.track
-create_tracker = process.create_tracker
-admit = process.admit
-jobs = process.jobs
-on = process.on
-ready = process.ready
-status = process.status
-starting = process.starting
-notify = process.notify
-begin = process.begin
-draining = process.draining
-should_stop = process.should_stop
-wait_begin = process.wait_begin
-wait = process.wait
-in_flight = process.in_flight
-listener = process.listener
-listeners = process.listeners
-accept = process.accept
-track_socket = process.track_socket
+track: Final = process.track
+create_tracker: Final = process.create_tracker
+admit: Final = process.admit
+jobs: Final = process.jobs
+on: Final = process.on
+ready: Final = process.ready
+status: Final = process.status
+starting: Final = process.starting
+notify: Final = process.notify
+begin: Final = process.begin
+draining: Final = process.draining
+should_stop: Final = process.should_stop
+wait_begin: Final = process.wait_begin
+wait: Final = process.wait
+in_flight: Final = process.in_flight
+listener: Final = process.listener
+listeners: Final = process.listeners
+accept: Final = process.accept
+track_socket: Final = process.track_socket
 
 
 def __getattr__(name: str) -> Any:

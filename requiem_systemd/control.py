@@ -16,12 +16,14 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from requiem_systemd import varlink
+from requiem_systemd import report, varlink
 from requiem_systemd.errors import ProtocolError
-from requiem_systemd.loop import Loop
-from requiem_systemd.protocol import Environment
+
+if TYPE_CHECKING:
+    from requiem_systemd.loop import Loop
+    from requiem_systemd.protocol import Environment
 
 LOG: Final = logging.getLogger("requiem_systemd")
 NAME: Final = "requiem"
@@ -40,13 +42,19 @@ def open_for(environment: Environment, loop: Loop, reload: Reload) -> Control | 
 
     A worker process inherits $RUNTIME_DIRECTORY, and a reload of one of many would be no verdict.
     """
-    if environment.runtime_directory is None or environment.exec_pid not in (None, os.getpid()) or not hasattr(socket, "SO_PEERCRED"):
+    if (
+        environment.runtime_directory is None
+        or environment.exec_pid not in (None, os.getpid())
+        or not hasattr(socket, "SO_PEERCRED")
+    ):
         return None
     path = os.path.join(environment.runtime_directory, NAME)
     try:
         return Control(bind(path), path, loop, reload)
     except OSError as error:
-        LOG.warning("no control socket at %s, `requiem-systemd reload` will not reach this service: %s", path, error)
+        LOG.warning(
+            "no control socket at %s, `requiem-systemd reload` will not reach this service: %s", path, error
+        )
         return None
 
 
@@ -54,7 +62,7 @@ def bind(path: str) -> socket.socket:
     """Bind and listen; what a process of ours has left there, and nobody answers at, is replaced."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listener.setblocking(False)
+        listener.settimeout(0.0)
         try:
             listener.bind(path)
         except OSError as error:
@@ -76,7 +84,7 @@ def _is_stale(path: str) -> bool:
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+        probe.settimeout(0.0)
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
@@ -123,7 +131,7 @@ class Control:
         if _uid(sock) not in (0, os.geteuid()) or not self._has_room():
             sock.close()
             return
-        sock.setblocking(False)
+        sock.settimeout(0.0)
         self.clients.append(Client(self, sock))
 
     def _has_room(self) -> bool:
@@ -163,7 +171,9 @@ class Client:
             self.close()
             return
         reading = not self.ended and not self._unsent and not (self.waiting and len(self._read) >= CHUNK)
-        self._look_for((selectors.EVENT_READ if reading else 0) | (selectors.EVENT_WRITE if self._unsent else 0))
+        self._look_for(
+            (selectors.EVENT_READ if reading else 0) | (selectors.EVENT_WRITE if self._unsent else 0)
+        )
 
     def _look_for(self, events: int) -> None:
         if events != self._events:
@@ -213,7 +223,7 @@ class Client:
             return
         self.waiting = False
         try:
-            self._answer(call, varlink.write_reply({"reason": reason}, varlink.RELOAD_FAILED) if reason else varlink.write_reply({}))
+            self._answer(call, _verdict(reason))
             self._work()
         except (OSError, ProtocolError) as error:
             LOG.debug("a client of the control socket is dropped: %s", error)
@@ -227,6 +237,14 @@ class Client:
     def _send(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._unsent = self._unsent[self.sock.send(self._unsent) :]
+
+
+def _verdict(reason: str) -> bytes:
+    if not reason:
+        return varlink.write_reply({})
+    return varlink.write_reply(
+        {"reason": reason, "draining": reason == report.NO_RELOAD}, varlink.RELOAD_FAILED
+    )
 
 
 def _uid(sock: socket.socket) -> int:

@@ -34,9 +34,9 @@ class Drain:
         self._setting = setting
         self._idle = idle
         self._expired = expired
-        self.begun = Latch()
-        self.closing = Latch()
-        self.limits = Limits(setting)
+        self.begun: Latch = Latch()
+        self.closing: Latch = Latch()
+        self.limits: Limits = Limits(setting)
         self._began = 0.0
         self._status = ""
         self._shown = ""

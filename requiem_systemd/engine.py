@@ -34,7 +34,6 @@ LOG: Final = logging.getLogger("requiem_systemd")
 READY_WITHIN: Final = 10.0
 # A second Ctrl-C within this is the same Ctrl-C: a terminal sends it to the whole group, and a parent may pass it on.
 SAME_INTERRUPT: Final = 1.0
-_DRAINING: Final = "the service is draining: nothing is reloaded any more"
 _STARTING: Final = frozenset((State.STARTING, State.START_RELOAD_QUEUED))
 
 
@@ -42,12 +41,12 @@ class Engine:
     """One service's life, from its first breath to the exit."""
 
     def __init__(self, ledger: Ledger, hooks: Hooks, doors: Doors, clock: Clock) -> None:
-        self.state = State.RUNNING
-        self.loop = Loop(clock, self._on_byte, self._each_turn)
-        self.setting = Setting(ledger, hooks, doors, self.loop)
-        self.extender = Extender(self.setting)
-        self.drain = Drain(self.setting, lambda: self.event(Event.IDLE), lambda: self.event(Event.EXPIRED))
-        self.wayout = WayOut(self.setting, self.extender)
+        self.state: State = State.RUNNING
+        self.loop: Loop = Loop(clock, self._on_byte, self._each_turn)
+        self.setting: Setting = Setting(ledger, hooks, doors, self.loop)
+        self.extender: Extender = Extender(self.setting)
+        self.drain: Drain = Drain(self.setting, lambda: self.event(Event.IDLE), lambda: self.event(Event.EXPIRED))
+        self.wayout: WayOut = WayOut(self.setting, self.extender)
         self._watchdog = Watchdog(self.setting)
         self._reason = ""
         self._status = ""
@@ -256,7 +255,7 @@ class Engine:
     def reload(self, waiter: Callable[[str], object]) -> None:
         """Reload; `waiter` is told how it ended: "" for well, else the reason."""
         if self.setting.ledger.began is not None:
-            waiter(_DRAINING)
+            waiter(report.NO_RELOAD)
             return
         self._reload_waiters.append(waiter)
         self.event(Event.RELOAD)
@@ -298,7 +297,7 @@ class Engine:
         """Answer, when the drain has cut in, everybody who waits for a reload, in work or queued."""
         waiters, self._reloading, self._reload_waiters = self._reloading + self._reload_waiters, [], []
         for waiter in waiters:
-            waiter(_DRAINING)
+            waiter(report.NO_RELOAD)
 
     # -- the drain and the way out -------------------------------------------------------------------------------------
 

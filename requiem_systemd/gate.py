@@ -51,7 +51,7 @@ class Gate:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.armed = False
+        self.armed: bool = False
         self.at_once = False
         self.exit_status: int | None = None
         self._knocked = False

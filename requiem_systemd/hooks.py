@@ -6,7 +6,7 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from requiem_systemd.joins import qualified
@@ -61,6 +61,19 @@ class Hooks:
     def has(self, event: str) -> bool:
         """Say whether anybody listens."""
         return bool(self._hooks[event])
+
+    def registered(self) -> dict[str, tuple[Hook, ...]]:
+        """Return who is registered for what."""
+        return {event: tuple(hooks) for event, hooks in self._hooks.items()}
+
+    def restore(self, registered: Mapping[str, Sequence[Hook]]) -> None:
+        """Have only these registered."""
+        self._hooks = {event: list(registered.get(event, ())) for event in EVENTS}
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a thread that runs handlers."""
+        return self._thread is not None
 
     def emit(self, event: str, arguments: Sequence[object], then: Callable[[list[BaseException]], object]) -> None:
         """Run an event's handlers in the hooks' thread, then tell what they raised; at once where there is none."""

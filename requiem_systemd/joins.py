@@ -67,7 +67,7 @@ class Joins:
     def __init__(self, ledger: Ledger, watch: Callable[[int, Callable[[], object]], None]) -> None:
         self._ledger = ledger
         self._watch = watch
-        self.joiner = Joiner(ledger)
+        self.joiner: Joiner = Joiner(ledger)
 
     def hold(self, thing: Any, label: object, more: More | None) -> bool:
         """Hold the stop until `thing` has ended; False if it is of no kind that is known."""

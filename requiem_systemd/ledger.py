@@ -35,14 +35,14 @@ class More:
     __slots__ = ("abandoned", "admitted", "again", "drain_timeout", "heartbeat", "heartbeat_timeout", "kind", "stalled", "status")
 
     def __init__(self, kind: str = JOB, drain_timeout: float | None = None, heartbeat_timeout: float | None = None) -> None:
-        self.kind = kind
-        self.drain_timeout = drain_timeout
-        self.heartbeat_timeout = heartbeat_timeout
-        self.status = ""
+        self.kind: str = kind
+        self.drain_timeout: float | None = drain_timeout
+        self.heartbeat_timeout: float | None = heartbeat_timeout
+        self.status: str = ""
         self.heartbeat: float | None = None
-        self.stalled = False
-        self.abandoned = False
-        self.admitted = False
+        self.stalled: bool = False
+        self.abandoned: bool = False
+        self.admitted: bool = False
         self.again: list[Entry] = []
 
 
@@ -93,12 +93,12 @@ class Ledger:
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self.live: dict[Entry, float] = {}
-        self.alert = False
+        self.alert: bool = False
         self.alerted: Callable[[bool], object] = _ignored
         self.began: float | None = None
-        self.closed = False
-        self.limits_changed = False
-        self.clock = clock
+        self.closed: bool = False
+        self.limits_changed: bool = False
+        self.clock: Callable[[], float] = clock
         self.wake: Callable[[], object] = _nothing
         self._lock = threading.Lock()
 

@@ -51,7 +51,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup, selectors.EVENT_READ, self._drain)
         # A daemon: it outlives the main thread, to extend while the interpreter shuts down, and must not be joined then.
-        self.thread = threading.Thread(target=self._run, name="requiem-engine", daemon=True)
+        self.thread: threading.Thread = threading.Thread(target=self._run, name="requiem-engine", daemon=True)
 
     @property
     def wakeup_fd(self) -> int:

@@ -75,7 +75,8 @@ def clean(text: object, limit: int = TEXT_MAX) -> str:
     raw = line.encode("utf-8", "backslashreplace")
     if len(raw) <= limit:
         return raw.decode("utf-8")
-    return raw[: limit - 3].decode("utf-8", "ignore") + "…"
+    ellipsis = "…" if limit >= 3 else ""  # three bytes
+    return raw[: limit - len(ellipsis.encode())].decode("utf-8", "ignore") + ellipsis
 
 
 def encode(assignments: Mapping[str, object]) -> str:
@@ -89,12 +90,13 @@ def encode(assignments: Mapping[str, object]) -> str:
             msg = f"sd_notify: {key!r} is no variable name; use upper-case letters, digits and underscores"
             raise ProtocolError(msg)
         lines[key] = clean(value, DATAGRAM_MAX)
-    rest = sum(len(f"{key}={value}\n".encode()) for key, value in lines.items() if key != "STATUS")
-    if "STATUS" in lines:
-        lines["STATUS"] = clean(lines["STATUS"], max(0, DATAGRAM_MAX - rest - len("STATUS=\n")))
-    elif rest > DATAGRAM_MAX:
-        msg = f"sd_notify: {rest} bytes do not fit a datagram of {DATAGRAM_MAX}; shorten {max(lines, key=lambda k: len(lines[k]))}"
+    others = {key: len(f"{key}={value}\n".encode()) for key, value in lines.items() if key != "STATUS"}
+    room = DATAGRAM_MAX - sum(others.values()) - ("STATUS" in lines and len("STATUS=\n"))
+    if room < 0:
+        msg = f"sd_notify: {DATAGRAM_MAX - room} bytes do not fit a datagram of {DATAGRAM_MAX}; shorten {max(others, key=lambda key: others[key])}"
         raise ProtocolError(msg)
+    if "STATUS" in lines:
+        lines["STATUS"] = clean(lines["STATUS"], room)
     return "".join(f"{key}={value}\n" for key, value in lines.items())
 
 

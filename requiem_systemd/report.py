@@ -10,6 +10,9 @@ from requiem_systemd.ledger import HOOK, JOB
 from requiem_systemd.protocol import clean, duration
 from requiem_systemd.stacks import brief
 
+# How a reload ends that a drain cuts into.
+NO_RELOAD: Final = "the service is draining: nothing is reloaded any more"
+
 # What is shown of each kind, one and many; a hook holds like a job and is counted as one.
 _NOUNS: Final = (
     ("job", "jobs", frozenset((JOB, HOOK))),

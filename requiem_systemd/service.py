@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -17,7 +17,7 @@ from requiem_systemd.doors import Doors
 from requiem_systemd.engine import Engine
 from requiem_systemd.errors import AbandonedError, RequiemError
 from requiem_systemd.gate import Gate
-from requiem_systemd.hooks import Hooks, running_loop
+from requiem_systemd.hooks import Hook, Hooks, running_loop
 from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.ledger import Record, holding
 from requiem_systemd.listen import Fallback, Listeners
@@ -49,19 +49,20 @@ class Service(Tracking):
         self._clock = clock or Clock()
         self._lock = threading.RLock()
         self._armed: Options | None = None
+        self._stand_in: _StandIn | None = None
         self._main = ""
-        self._fork_mask: set[Any] = set()
+        self._fork_masks: dict[int, set[Any]] = {}  # by thread: several may fork at once
         self._hooked = False
         self._fresh()
 
     def _fresh(self) -> None:
         """Begin as unarmed."""
-        self.environment = Environment()
+        self.environment: Environment = Environment()
         self._peeked: Environment | None = None
-        self.doors = Doors()
-        self.listening = Listeners(self._told, self._notifier)
+        self.doors: Doors = Doors()
+        self.listening: Listeners = Listeners(self._told, self._send)
         self._acceptors: dict[int, Acceptor] = {}
-        self.hooks = Hooks(self.ledger)
+        self.hooks: Hooks = Hooks(self.ledger)
         self._engine: Engine | None = None
         self._pending: list[Callable[[Engine], object]] = []
 
@@ -72,7 +73,9 @@ class Service(Tracking):
         wanted = Options(**options).checked() if options else self._options
         with self._lock:
             if self._armed is not None:
-                if options and wanted != self._armed:
+                if options and self._stand_in is not None and not self._stand_in.adopted:
+                    self._adopt(wanted, self._stand_in)
+                elif options and wanted != self._armed:
                     msg = f"initialize was called before, with other options: {_difference(self._armed, wanted)}; call it once, at the start"
                     raise RequiemError(msg)
                 return self
@@ -83,6 +86,42 @@ class Service(Tracking):
             self._armed = wanted
             self._take(engine, wanted, gate)
         return self
+
+    def arm_with(self, *, environ: MutableMapping[str, str], clock: Clock, **options: Any) -> Service:
+        """Arm by another environment and clock than the process's own, for `testing`; `close` gives both back.
+
+        The options of the first `initialize` that comes then are taken over, but its signals and its exit. Handlers that were
+        registered before outlive `close`: those of module level are registered once.
+        """
+        with self._lock:
+            if self._armed is not None or self.draining():
+                msg = "the service is armed already, or draining: close() it first"
+                raise RequiemError(msg)
+            engine, self._engine = self._engine, None
+            if engine is not None:  # somebody has asked before: it counts by the other clock
+                engine.close()
+            self._stand_in = _StandIn(self._environ, self._clock, self.hooks.registered())
+            self._environ, self._clock = environ, clock
+            try:
+                return self.arm(**options)
+            except BaseException:
+                self._stand_down()
+                raise
+
+    def _adopt(self, wanted: Options, stand_in: _StandIn) -> None:
+        """Take over the options of an `initialize` that comes when a test has armed the service already."""
+        stand_in.adopted = True
+        exit_on = self.engine.setting.options.exit
+        self._armed = wanted
+        self.engine.setting.options = wanted._replace(exit=exit_on).overridden(self.environment.limits)
+
+    def _stand_down(self) -> None:
+        """Give the process's own environment and clock back."""
+        stand_in, self._stand_in = self._stand_in, None
+        if stand_in is not None:
+            self._environ, self._clock = stand_in.environ, stand_in.clock
+            self.hooks.restore(stand_in.handlers)
+            self.use_clock(self._clock.now)
 
     def _take(self, engine: Engine, options: Options, gate: Gate) -> None:
         self.environment = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
@@ -138,6 +177,7 @@ class Service(Tracking):
             self._main = ""
             self.ledger.reset()
             self._fresh()
+            self._stand_down()
 
     def __enter__(self) -> Self:
         self.arm()
@@ -305,11 +345,15 @@ class Service(Tracking):
             self._peeked = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
         return self._peeked
 
-    def _notifier(self) -> Notifier:
-        """Return who speaks to the manager, also before the service is armed."""
+    def _send(self, assignments: Mapping[str, object], fds: Sequence[int]) -> bool:
+        """Tell the manager, also before the service is armed."""
         if self._engine is not None and self._engine.notifier:
-            return self._engine.notifier
-        return Notifier(self._told().notify_socket)
+            return self._engine.notifier.send(assignments, fds)
+        notifier = Notifier(self._told().notify_socket)
+        try:
+            return notifier.send(assignments, fds)
+        finally:
+            notifier.close()
 
     def follow(self, record: Record, pid: int) -> None:
         """Hold the stop by a record that is entered until a child process has ended; it is not reaped here."""
@@ -367,11 +411,11 @@ class Service(Tracking):
 
     def _before_fork(self) -> None:
         if self.gate is not None:
-            self._fork_mask = self.gate.hold()
+            self._fork_masks[threading.get_ident()] = self.gate.hold()
 
     def _after_fork(self) -> None:
         if self.gate is not None:
-            self.gate.unhold(self._fork_mask)
+            self.gate.unhold(self._fork_masks.pop(threading.get_ident(), set()))
 
     def _forked(self) -> None:
         """In a fork's child: nothing of the parent's is in flight here, and nobody hears of us."""
@@ -382,13 +426,23 @@ class Service(Tracking):
         self.ledger.reset()
         if engine is not None:
             if engine.wayout.gate is not None:
-                engine.wayout.gate.disarm_child(self._fork_mask)
+                engine.wayout.gate.disarm_child(self._fork_masks.pop(threading.get_ident(), set()))
             engine.close_child()
         journal.uninstall()
         listening = self.listening
         self._fresh()
         self.listening.inherit(listening)
         self._joins = type(self._joins)(self.ledger, self._watch)
+
+
+class _StandIn:
+    """What `arm_with` has put others in place of."""
+
+    def __init__(self, environ: MutableMapping[str, str], clock: Clock, handlers: Mapping[str, Sequence[Hook]]) -> None:
+        self.environ = environ
+        self.clock = clock
+        self.handlers = handlers
+        self.adopted = False
 
 
 def _difference(armed: Options, wanted: Options) -> str:
@@ -425,7 +479,7 @@ def _own_pidfdid(environ: Mapping[str, str]) -> int | None:
         os.close(fd)
 
 
-process = Service()
+process: Service = Service()
 
 
 def initialize(  # noqa: PLR0913 - the contract

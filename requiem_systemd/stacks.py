@@ -14,6 +14,8 @@ from requiem_systemd.ledger import JOB, Entry
 from requiem_systemd.protocol import clean, duration
 
 _LIBRARY: Final = os.path.dirname(os.__file__) + os.sep
+# BaseEventLoop.run_forever, and Runner.run for loops that are not written in Python (uvloop)
+_LOOP_FUNCTIONS: Final = frozenset(("run_forever", "run"))
 _HERE: Final = os.path.dirname(__file__) + os.sep
 
 
@@ -70,14 +72,21 @@ def task_of(entry: Entry) -> object:
     return owner if current is None else current
 
 
-def _loop_of(ident: int) -> Any:
-    """Return the event loop that a thread runs, as its frames show it."""
+def _loop_of(ident: int) -> Any:  # noqa: ANN401 - an event loop of any kind
+    """Return the event loop that a thread runs, as its frames show it.
+
+    Only asyncio's own frames are looked into: `f_locals` leaves a copy behind in the frame (CPython up to 3.12), which would keep
+    alive what a user's function has dropped since, trackers included.
+    """
+    folder = os.path.dirname(sys.modules["asyncio"].__file__ or "") + os.sep
     frame = sys._current_frames().get(ident)  # noqa: SLF001 - see frames
     while frame is not None:
-        this = frame.f_locals.get("self")
-        for loop in (this, getattr(this, "_loop", None)):
-            if loop is not None and hasattr(loop, "call_soon_threadsafe") and loop.is_running():
-                return loop
+        code = frame.f_code
+        if code.co_name in _LOOP_FUNCTIONS and code.co_filename.startswith(folder):
+            this: Any = frame.f_locals.get("self")
+            for loop in (this, getattr(this, "_loop", None)):
+                if loop is not None and hasattr(loop, "call_soon_threadsafe") and loop.is_running():
+                    return loop
         frame = frame.f_back
     return None
 
@@ -127,8 +136,16 @@ def describe(entry: Entry, age: float, redact: Any = None) -> JobInfo:
     owner = task_of(entry)
     label, status = clean(entry.name), clean(more.status) if more else ""
     if redact is not None:
-        label, status = clean(redact(label)), clean(redact(status)) if status else ""
+        label, status = _redacted(redact, label), _redacted(redact, status) if status else ""
     return JobInfo(label, age, owner_name(owner), status, place(owner), more.kind if more else JOB)
+
+
+def _redacted(redact: Any, text: str) -> str:  # noqa: ANN401 - see describe
+    """Show what a user's function leaves of a text; nothing of it where that fails, for the drain must go on."""
+    try:
+        return clean(redact(text))
+    except Exception as error:  # noqa: BLE001 - user code
+        return f"<redact failed: {type(error).__name__}>"
 
 
 def brief(job: JobInfo) -> str:

@@ -22,7 +22,7 @@ class Tracking:
     """Opens trackers in one ledger; works whether or not the service is armed."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.ledger: Ledger = Ledger()
         made = kit(self.ledger, self._track)
         self._hold, self._set_clock = made.hold, made.set_clock
         self.track: Track = made.track

@@ -7,10 +7,12 @@ interface has is never changed, only added to; what must change becomes an inter
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from requiem_systemd.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 VERSION: Final = "0.1.0"
 # No message in either direction is longer.
@@ -44,8 +46,8 @@ interface {SERVICE}
 # Reload, and answer when that has ended: with an error if it failed or cannot be done.
 method Reload() -> ()
 
-# The old state is kept.
-error ReloadFailed (reason: string)
+# The old state is kept. draining: there is no other to come, the service ends.
+error ReloadFailed (reason: string, draining: bool)
 """,
 }
 

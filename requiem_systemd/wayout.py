@@ -36,13 +36,13 @@ class WayOut:
     def __init__(self, setting: Setting, extender: Extender) -> None:
         self._setting = setting
         self._extender = extender
-        self.stopped = Latch()
-        self.status = 0
+        self.stopped: Latch = Latch()
+        self.status: int = 0
         self.forced = False
         self.gate: Gate | None = None
         self.main_is_free: Callable[..., bool] = _never
         self.deferred: list[int] = []
-        self.others = False
+        self.others: bool = False
         self._since = 0.0
         self._expelling = False
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Each is a module here with `run(argv) -> exit status`.
 VERBS: Final = MappingProxyType({"reload": "have a service reload, wait, and say how it went"})

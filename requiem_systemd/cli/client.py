@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from requiem_systemd import varlink
 from requiem_systemd.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # A service that lives accepts at once: its engine does nothing that takes time.
 CONNECT_WITHIN: Final = 10.0

@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Final
+import time
+from typing import TYPE_CHECKING, Final
 
 from requiem_systemd import varlink
 from requiem_systemd.cli import client
 from requiem_systemd.errors import ProtocolError
 from requiem_systemd.protocol import clean, length, timespan
 
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator, Sequence
+
 FAILED: Final = 1
 UNREACHABLE: Final = 3
+# When a stop cuts in, systemd sends SIGTERM to the service first; its answer may be here before our own SIGTERM.
+STOP_WITHIN: Final = 1.0
 _NAME: Final = "requiem"  # control.NAME, whose module belongs to the service's side
 _MISSING: Final = """\
 The control socket needs a place, and the service to be the main process. Add to the unit's [Service] section:
@@ -47,31 +52,55 @@ class UnreachableError(Exception):
 def run(argv: Sequence[str]) -> int:
     """Run the verb and return the exit status."""
     options = _parser().parse_args(argv)
-    if options.pid and os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
-        _bow_out_at_a_stop()
+    by_systemd = options.pid and os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+    if not by_systemd:
+        return _run(options, in_stop=lambda: None)
+    signal.signal(signal.SIGTERM, _bow_out)
+    status = _run(options, in_stop=lambda: time.sleep(STOP_WITHIN))
+    sys.stderr.flush()
+    os._exit(status)  # at once: while the interpreter finalizes, SIGTERM would kill it again
+
+
+def _run(options: argparse.Namespace, in_stop: Callable[[], object]) -> int:
+    """Reload; `in_stop` is called where the service answered that it drains."""
     try:
-        with _connect_pid(options.pid) if options.pid else _connect_unit(options.unit, user=options.user) as sock:
-            return _reload(sock, options.timeout)
+        with (
+            _connect_pid(options.pid)
+            if options.pid
+            else _connect_unit(options.unit, user=options.user) as sock
+        ):
+            return _reload(sock, options.timeout, in_stop)
     except UnreachableError as error:
         print(f"requiem-systemd reload: {error}", file=sys.stderr)  # noqa: T201 - what a command line is for
         return UNREACHABLE
 
 
-def _bow_out_at_a_stop() -> None:
-    """As ExecReload=, end well at SIGTERM: that is a stop which cuts in. systemd has cancelled the reload by then, and would count the
-    signal, or a status other than 0, against the service: a stop in the middle of a reload would leave the unit failed (252 to 262).
+def _bow_out(*_: object) -> None:
+    """As ExecReload=, end well at SIGTERM: a stop has cut in.
+
+    systemd has cancelled the reload by then, and would count the signal, or a status other than 0, against the service: a stop in the
+    middle of a reload would leave the unit failed (tried with 252).
     """
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    os._exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("requiem-systemd reload", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw)
+    parser = argparse.ArgumentParser(
+        "requiem-systemd reload", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("unit", nargs="?", metavar="UNIT", help="the service, as systemctl names it")
-    which.add_argument("--pid", type=_pid, metavar="PID", help="the service's main process; in ExecReload=: $MAINPID")
+    which.add_argument(
+        "--pid", type=_pid, metavar="PID", help="the service's main process; in ExecReload=: $MAINPID"
+    )
     parser.add_argument("--user", action="store_true", help="UNIT is the calling user's manager's")
-    parser.add_argument("--timeout", type=_timeout, metavar="SPAN", help='how long to wait, such as "90" or "5min" (default: no limit)')
+    parser.add_argument(
+        "--timeout",
+        type=_timeout,
+        metavar="SPAN",
+        help='how long to wait, such as "90" or "5min" (default: no limit)',
+    )
     return parser
 
 
@@ -90,7 +119,7 @@ def _timeout(text: str) -> float | None:
     return None if seconds == float("inf") else seconds
 
 
-def _reload(sock: socket.socket, timeout: float | None) -> int:
+def _reload(sock: socket.socket, timeout: float | None, in_stop: Callable[[], object]) -> int:
     try:
         error, parameters = client.call(sock, f"{varlink.SERVICE}.Reload", timeout)
     except TimeoutError:
@@ -100,6 +129,8 @@ def _reload(sock: socket.socket, timeout: float | None) -> int:
     if not error:
         return 0
     if error == varlink.RELOAD_FAILED:
+        if parameters.get("draining"):
+            in_stop()
         return _say(parameters.get("reason", "no reason was given"))
     return _say(f"the service answers {error}: it runs a release that cannot be reloaded this way")
 
@@ -137,7 +168,9 @@ def _folders(pid: int) -> Iterator[str]:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             entries = file.read().split(b"\0")
-    except OSError:  # there is none, or it is another user's, or hidden from us: ProtectProc=invisible with PrivateUsers=
+    except (
+        OSError
+    ):  # there is none, or it is another user's, or hidden from us: ProtectProc=invisible with PrivateUsers=
         return
     for entry in entries:
         if entry.startswith(b"RUNTIME_DIRECTORY="):
@@ -183,5 +216,7 @@ def _show(unit: str, *, user: bool) -> dict[str, str]:
         msg = f"systemctl cannot be run: {error}"
         raise UnreachableError(msg) from error
     if done.returncode:
-        raise UnreachableError(clean(done.stderr, 1000) or f"systemctl show {unit} failed with status {done.returncode}")
+        raise UnreachableError(
+            clean(done.stderr, 1000) or f"systemctl show {unit} failed with status {done.returncode}"
+        )
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)

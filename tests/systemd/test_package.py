@@ -99,6 +99,15 @@ def test_documentation_is_there(installed: Sandbox) -> None:
     assert [name for name in files if "/systemd/system/" in name] == []  # a library ships no enabled unit
 
 
+def test_command_has_its_verbs(installed: Sandbox) -> None:
+    """The command is in PATH, runs by Debian's Python, and has a manual page."""
+    assert "reload" in installed.run("requiem-systemd", "--help").stdout
+    first = installed.run("head", "--lines=1", "/usr/bin/requiem-systemd").stdout
+    assert first == "#!/usr/bin/python3\n"
+    files = installed.run("dpkg", "--listfiles", "requiem-systemd").stdout.splitlines()
+    assert "/usr/share/man/man1/requiem-systemd.1.gz" in files
+
+
 def test_example_finishes_its_jobs(installed: Sandbox) -> None:
     """An example, as it is installed, finishes the jobs in flight at a stop that takes longer than TimeoutStopSec=."""
     done = installed.run("sh", ROOT / "debian" / "tests" / "systemd", check=False, timeout=120)

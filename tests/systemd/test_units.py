@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 UNITS = Path(__file__).parents[2] / "units"
 FOLDER = "/run/requiem-verify"
-PLAIN = ("plain.service", "socket-activated.service")
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +32,22 @@ def test_verified(sandbox: Sandbox, folder: str, name: str) -> None:
     said = [line for line in (done.stdout + done.stderr).splitlines() if name in line]
     if name == "notify-reload.service" and sandbox.systemd_version < 253:
         said = [line for line in said if "Failed to parse service type, ignoring: notify-reload" not in line]
-    assert [] == said
-    assert 0 == done.returncode
+    assert said == []
+    assert done.returncode == 0
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted(UNITS.glob("*.service"))])
+@pytest.mark.parametrize(
+    "name", [path.name for path in sorted(UNITS.glob("*.service")) if "hardening" in path.read_text()]
+)
 def test_secured(sandbox: Sandbox, folder: str, name: str) -> None:
     """`systemd-analyze security` gives 1.5 at most."""
     done = sandbox.run(
-        "systemd-analyze", "security", "--offline=yes", "--threshold=15", "--no-pager", f"{folder}/{name}", check=False
+        "systemd-analyze",
+        "security",
+        "--offline=yes",
+        "--threshold=15",
+        "--no-pager",
+        f"{folder}/{name}",
+        check=False,
     )
-    assert 0 == done.returncode, done.stdout[-1500:]
+    assert done.returncode == 0, done.stdout[-1500:]

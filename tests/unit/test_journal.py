@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-import requiem_systemd as requiem
 from requiem_systemd import journal
-from requiem_systemd.limits import RECORDS_MAX
 from requiem_systemd.journal import LOG, JournalHandler
+from requiem_systemd.limits import RECORDS_MAX
 from requiem_systemd.protocol import Environment
+from requiem_systemd.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
 
 class Journal(logging.Handler):
     """What was sent, record by record; as a handler of its own it outlives a service's `install`."""
@@ -88,7 +92,7 @@ def in_process(script: str, *, journal_stream: bool) -> str:
         os.close(writing)
         with os.fdopen(reading) as file:
             text = file.read()
-    assert 0 == done.returncode, text
+    assert done.returncode == 0, text
     return text
 
 
@@ -96,22 +100,26 @@ def test_fields(sent: Journal) -> None:
     """A record carries its kind's MESSAGE_ID, its REQUIEM_ fields, its priority and its place in the code."""
     LOG.warning("%s is let go", "x", extra=journal.record("let-go", label="GET /", age_usec=5_000_000))
     (record,) = sent.records
-    assert "x is let go" == record["MESSAGE"]
+    assert record["MESSAGE"] == "x is let go"
     assert journal.MESSAGE_IDS["let-go"] == record["MESSAGE_ID"]
-    assert ("GET /", "5000000", "4") == (record["REQUIEM_LABEL"], record["REQUIEM_AGE_USEC"], record["PRIORITY"])
+    assert (record["REQUIEM_LABEL"], record["REQUIEM_AGE_USEC"], record["PRIORITY"]) == (
+        "GET /",
+        "5000000",
+        "4",
+    )
     assert (__file__, "test_fields") == (record["CODE_FILE"], record["CODE_FUNC"])
 
 
 def test_many_lines_are_one_record(sent: Journal) -> None:
     """A stack stays with its message."""
     LOG.warning("stalled, at\n%s", "a.py:1:f\nb.py:2:g")
-    assert ["stalled, at\na.py:1:f\nb.py:2:g"] == [record["MESSAGE"] for record in sent.records]
+    assert [record["MESSAGE"] for record in sent.records] == ["stalled, at\na.py:1:f\nb.py:2:g"]
 
 
 def test_lone_surrogates(sent: Journal) -> None:
     """A label that is no text is shown by its escapes."""
     LOG.warning("job %s", "\udcff", extra=journal.record("abandoned", label="\udcff"))
-    assert ("job \\udcff", "\\udcff") == (sent.records[0]["MESSAGE"], sent.records[0]["REQUIEM_LABEL"])
+    assert (sent.records[0]["MESSAGE"], sent.records[0]["REQUIEM_LABEL"]) == ("job \\udcff", "\\udcff")
 
 
 @pytest.mark.parametrize(("level", "number"), [(10, 7), (20, 6), (25, 6), (30, 4), (40, 3), (50, 2)])
@@ -122,15 +130,15 @@ def test_priorities(level: int, number: int) -> None:
 
 def test_state_changes(seen: Journal) -> None:
     """Each change of state is one record that names both states, at INFO, which is let through."""
-    with requiem.Service(signals=False, environ={}):
+    with Service(signals=False, environ={}):
         pass
     changes = [(record["REQUIEM_PREVIOUS"], record["REQUIEM_STATE"]) for record in seen.of("state")]
-    assert [("RUNNING", "DRAINING"), ("DRAINING", "STOPPED")] == changes
+    assert changes == [("RUNNING", "DRAINING"), ("DRAINING", "STOPPED")]
 
 
 def test_abandoned_in_detail_then_a_sum(seen: Journal) -> None:
     """Of many jobs that are abandoned the first 20 have a record each, the others one for all."""
-    service = requiem.Service(signals=False, environ={}, drain_timeout=0.0, exit=False)
+    service = Service(signals=False, environ={}, drain_timeout=0.0, exit=False)
     service.arm()
     held = [service.create_tracker(f"job {number}") for number in range(RECORDS_MAX + 7)]
     service.begin("test")
@@ -139,8 +147,10 @@ def test_abandoned_in_detail_then_a_sum(seen: Journal) -> None:
     for tracker in held:
         tracker.done()
     records = seen.of("abandoned")
-    assert [f"job {number}" for number in range(RECORDS_MAX)] == [record["REQUIEM_LABEL"] for record in records[:-1]]
-    assert "7" == records[-1]["REQUIEM_COUNT"]
+    assert [f"job {number}" for number in range(RECORDS_MAX)] == [
+        record["REQUIEM_LABEL"] for record in records[:-1]
+    ]
+    assert records[-1]["REQUIEM_COUNT"] == "7"
 
 
 def test_failing_send_falls_back(stream: tuple[int, int], capfd: pytest.CaptureFixture[str]) -> None:
@@ -153,14 +163,32 @@ def test_failing_send_falls_back(stream: tuple[int, int], capfd: pytest.CaptureF
     handler.take(LOG)
     LOG.error("first\nsecond")
     handler.give_back()
-    assert "<3>first\n<3>second\n" == capfd.readouterr().err
+    assert capfd.readouterr().err == "<3>first\n<3>second\n"
+
+
+def test_full_queue_falls_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """While the journal's queue is full nothing is sent to it, which would block with the GIL held."""
+    kept = Journal()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(str(tmp_path / "socket"))
+        handler = JournalHandler(kept.send, journal.connected(str(tmp_path / "socket")))
+        handler.handle(logging.makeLogRecord({"msg": "room", "levelno": logging.INFO}))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood, contextlib.suppress(BlockingIOError):
+            flood.connect(str(tmp_path / "socket"))
+            flood.settimeout(0.0)
+            while True:
+                flood.send(b"x")
+        handler.handle(logging.makeLogRecord({"msg": "none", "levelno": logging.INFO}))
+        handler.close()
+    assert [record["MESSAGE"] for record in kept.records] == ["room"]
+    assert capfd.readouterr().err == "<6>none\n"
 
 
 def test_bad_arguments_stay_here(capfd: pytest.CaptureFixture[str]) -> None:
     """A log call whose text cannot be made does not raise."""
     kept = Journal()
     JournalHandler(kept.send).handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
-    assert [] == kept.records
+    assert kept.records == []
     assert "no number" in capfd.readouterr().err
 
 
@@ -186,10 +214,10 @@ def test_chosen_level_is_kept(stream: tuple[int, int]) -> None:
     try:
         LOG.setLevel(logging.ERROR)
         journal.install(environment_of(stream[1]), stream[1])
-        assert logging.ERROR == LOG.level
+        assert LOG.level == logging.ERROR
         LOG.setLevel(logging.DEBUG)
         journal.uninstall()
-        assert logging.DEBUG == LOG.level
+        assert LOG.level == logging.DEBUG
     finally:
         LOG.setLevel(logging.NOTSET)
 
@@ -198,7 +226,7 @@ def test_chosen_level_is_kept(stream: tuple[int, int]) -> None:
 def test_not_installed_elsewhere(stream: tuple[int, int], environment: Environment) -> None:
     """Where stderr is something else, a terminal or a file, logging stays what it is."""
     journal.install(environment, stream[1])
-    assert [] == LOG.handlers
+    assert LOG.handlers == []
     assert LOG.propagate
 
 
@@ -227,10 +255,10 @@ def test_prefixed_without_systemd_python() -> None:
 
 def test_plain_outside() -> None:
     """Outside the journal the user's own logging has the records, warnings and above."""
-    assert "root one\ntwo\n" == in_process(SCRIPT, journal_stream=False)
+    assert in_process(SCRIPT, journal_stream=False) == "root one\ntwo\n"
 
 
 def test_bare_import_is_light() -> None:
     """Neither systemd-python nor json is loaded before it is of use."""
     script = "import sys, requiem_systemd; sys.exit(bool({'systemd', 'json', 'argparse'} & set(sys.modules)))"
-    assert 0 == subprocess.run((sys.executable, "-c", script), check=False).returncode
+    assert subprocess.run((sys.executable, "-c", script), check=False).returncode == 0

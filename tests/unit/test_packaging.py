@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from requiem_systemd.cli import VERBS
+
 if TYPE_CHECKING:
     from email.message import Message
 
@@ -22,6 +25,8 @@ PACKAGE: Final = ROOT / "requiem_systemd"
 SUFFIXES: Final = {".py", ".typed"}
 
 pytest.importorskip("hatchling")
+if not PACKAGE.is_dir():
+    pytest.skip("the installed package is tested, there is no tree to build", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +90,16 @@ def test_nothing_foreign_lies_in_the_package() -> None:
 
 def test_sdist_holds_what_a_packager_needs(sdist: list[str]) -> None:
     """The source archive holds the package, what its tests read, and the papers."""
-    needed = modules() | {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "tests/unit/test_packaging.py"}
+    papers = {"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
+    needed = modules() | papers | {"pyproject.toml", "tests/unit/test_packaging.py"}
     assert set() == needed - set(sdist)
 
 
 def test_sdist_holds_nothing_else(sdist: list[str]) -> None:
     """What lies about in a working tree is not published; Debian's part comes from its own archive."""
-    tops = {"examples", "requiem_systemd", "tests", "units"}
-    papers = {".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "SECURITY.md", "pyproject.toml"}
+    tops = {"examples", "man", "requiem_systemd", "tests", "units"}
+    papers = {"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
+    papers |= {".gitignore", "PKG-INFO", "pyproject.toml"}
     assert set() == {name.partition("/")[0] for name in sdist} - tops - papers
     assert [name for name in sdist if "__pycache__" in name or name.endswith((".pyc", ".gz"))] == []
 
@@ -122,3 +129,20 @@ def test_wheel_runs_from_its_own_files(built: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run((sys.executable, "-c", code, str(tmp_path)), check=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == [str(tmp_path / "requiem_systemd" / "__init__.py"), "job"]
+
+
+def test_what_was_ported_says_whose_it_is() -> None:
+    """The ported example, the licence, and Debian's copyright file (where it is there) name the same author and file."""
+    example = "examples/10_seed.py"
+    assert "cluster-requiem" in (ROOT / example).read_text()
+    licence = (ROOT / "LICENSE").read_text()
+    assert f"{example} is ported from cluster-requiem" in licence
+    assert "Copyright (c) 2014 Pagar.me\n" in licence
+    copyright_file = ROOT / "debian" / "copyright"
+    assert not copyright_file.exists() or f"Files: {example}\nCopyright: 2014 Pagar.me\n" in copyright_file.read_text()
+
+
+def test_manual_has_every_verb() -> None:
+    """Each verb of the command has a section of its own in the manual page."""
+    manual = (ROOT / "man" / "requiem-systemd.1").read_text()
+    assert list(VERBS) == re.findall(r"^\.SS (\S+)$", manual, re.MULTILINE)

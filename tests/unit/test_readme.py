@@ -36,9 +36,6 @@ HEADINGS: Final = (
     *("Exit statuses", "What it runs on", "Install"),
 )
 PATIENCE: Final = 15.0
-NEEDS_TRACK_SOCKET: Final = pytest.mark.xfail(
-    not hasattr(requiem_systemd, "track_socket"), reason="track_socket is not there yet", strict=True
-)
 
 
 def test_there_are_four_programs() -> None:
@@ -177,7 +174,6 @@ def test_fastapi_program_finishes_its_job(tmp_path: Path, free_port: int) -> Non
         assert "export done" in program.output
 
 
-@NEEDS_TRACK_SOCKET
 def test_threaded_program_finishes_its_job(tmp_path: Path, free_port: int) -> None:
     """Stopped with a job in a daemon thread, it exits 0 when the job has ended."""
     with running(tmp_path, PROGRAMS[1].replace("8080", str(free_port))) as program:
@@ -206,7 +202,6 @@ def test_worker_finishes_its_job(tmp_path: Path) -> None:
         assert program.output.split("\n") == ["export 0 begins", "export 0 done", ""]
 
 
-@NEEDS_TRACK_SOCKET
 def test_names_exist() -> None:
     """What the programs use of the library is there."""
     used = set(re.findall(r"requiem\.(\w+)", "".join(PROGRAMS)))
