@@ -66,8 +66,7 @@ LINUX_ONLY: Final = (
     "signal.pidfd_send_signal signal.SIG_BLOCK signal.SIG_SETMASK "
     "select.epoll select.poll select.EPOLLIN select.POLLIN "
     "socket.AF_UNIX socket.AF_VSOCK socket.SO_PASSCRED socket.SCM_CREDENTIALS socket.SCM_RIGHTS socket.TCP_INFO "
-    "socket.SO_PEERCRED socket.SOCK_SEQPACKET socket.CMSG_SPACE socket.SO_REUSEPORT "
-    "threading._register_atexit"
+    "socket.SO_PEERCRED socket.SOCK_SEQPACKET socket.CMSG_SPACE socket.SO_REUSEPORT"
 ).split()
 
 
