@@ -167,11 +167,10 @@ def test_in_a_c_call(program: Program) -> None:
         """
         import hashlib, time
         requiem.initialize()
-        requiem.ready()
         with requiem.track("hash"):
-            begin = time.monotonic()
+            requiem.ready()
             hashlib.pbkdf2_hmac("sha256", b"x", b"y", 3_000_000)
-            requiem.status(f"returned")
+            requiem.status("returned")
         time.sleep(100)
         """
     )
@@ -184,7 +183,6 @@ def test_in_a_c_call(program: Program) -> None:
 FORKED = """
 import os, signal, sys, threading, time
 requiem.initialize()
-requiem.ready()
 entered = threading.Event()
 def job():
     with requiem.track("job"):
@@ -193,6 +191,7 @@ def job():
         print("job done")
 threading.Thread(target=job).start()
 entered.wait()
+requiem.ready()
 def child():
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)]
     assert handlers == [signal.SIG_DFL] * 3, handlers
@@ -423,8 +422,8 @@ def test_a_main_thread_that_works(program: Program) -> None:
         """
         import time
         requiem.initialize()
-        requiem.ready()
         with requiem.track("mine"):
+            requiem.ready()
             requiem.wait_begin()
             time.sleep(0.3)
             print("done")
