@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from requiem_systemd.errors import (
     AbandonedError,
@@ -18,24 +18,59 @@ from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.service import Service, initialize, process
 from requiem_systemd.tracker import Tracker
 
-track = process.track
-create_tracker = process.create_tracker
-admit = process.admit
-jobs = process.jobs
-on = process.on
-ready = process.ready
-status = process.status
-starting = process.starting
-notify = process.notify
-begin = process.begin
-draining = process.draining
-should_stop = process.should_stop
-wait_begin = process.wait_begin
-wait = process.wait
-in_flight = process.in_flight
+__all__ = [
+    "AbandonedError",
+    "DrainingError",
+    "JobInfo",
+    "ListenerError",
+    "NotMainThreadError",
+    "ProtocolError",
+    "ReloadError",
+    "RequiemError",
+    "Service",
+    "Tracker",
+    "WorkerError",
+    "admit",
+    "begin",
+    "create_tracker",
+    "draining",
+    "in_flight",
+    "initialize",
+    "jobs",
+    "notify",
+    "on",
+    "ready",
+    "should_stop",
+    "starting",
+    "status",
+    "track",
+    "wait",
+    "wait_begin",
+]
+
+# The module's functions are those of the process's one service.
+track: Final = process.track
+create_tracker: Final = process.create_tracker
+admit: Final = process.admit
+jobs: Final = process.jobs
+on: Final = process.on
+ready: Final = process.ready
+status: Final = process.status
+starting: Final = process.starting
+notify: Final = process.notify
+begin: Final = process.begin
+draining: Final = process.draining
+should_stop: Final = process.should_stop
+wait_begin: Final = process.wait_begin
+wait: Final = process.wait
+in_flight: Final = process.in_flight
+listener: Final = process.listener
+listeners: Final = process.listeners
+accept: Final = process.accept
+track_socket: Final = process.track_socket
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module
+def __getattr__(name: str) -> Any:
     if name in ("adapters", "aio", "asgi", "cluster", "testing", "wsgi"):
         import importlib  # noqa: PLC0415 - loaded when asked for: the core stands alone
 

@@ -14,7 +14,7 @@ _COROUTINE: Final = 0x80 | 0x100
 _ASYNC_GENERATOR: Final = 0x200
 
 
-def decorate(fresh: Callable[[], Any], function: Any) -> Any:  # noqa: ANN401 - what comes in goes out, wrapped
+def decorate(fresh: Callable[[], Any], function: Any) -> Any:
     """Enter what `fresh` makes around each call of a function, coroutine function, generator function or async generator."""
     if isinstance(function, (staticmethod, classmethod)):
         return type(function)(decorate(fresh, function.__func__))
@@ -34,7 +34,7 @@ def decorate(fresh: Callable[[], Any], function: Any) -> Any:  # noqa: ANN401 - 
 
 
 def _function(fresh: Callable[[], Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - a decorator passes on whatever comes
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         with fresh():
             return function(*args, **kwargs)
 
@@ -42,7 +42,7 @@ def _function(fresh: Callable[[], Any], function: Callable[..., Any]) -> Callabl
 
 
 def _coroutine(fresh: Callable[[], Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - see _function
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
         hold = fresh()
         async with hold:
             hold.owner = running_task() or hold.owner

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 
-
 class Door(Protocol):
     """One thing that accepts connections."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections import Counter
@@ -33,9 +34,9 @@ class Drain:
         self._setting = setting
         self._idle = idle
         self._expired = expired
-        self.begun = Latch()
-        self.closing = Latch()
-        self.limits = Limits(setting)
+        self.begun: Latch = Latch()
+        self.closing: Latch = Latch()
+        self.limits: Limits = Limits(setting)
         self._began = 0.0
         self._status = ""
         self._shown = ""
@@ -124,7 +125,7 @@ class Drain:
         for door in self._setting.doors.close():
             record = self._hold(f"listener {door.label}", LISTENER)
             try:
-                door.shut(lambda record=record: self._setting.ledger.leave(record))
+                door.shut(functools.partial(self._setting.ledger.leave, record))
             except Exception:
                 LOG.exception("%s could not be closed", record.name)
                 self._setting.ledger.leave(record)

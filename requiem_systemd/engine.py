@@ -10,11 +10,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from requiem_systemd import journal, report
 from requiem_systemd.doors import Doors
 from requiem_systemd.drain import Drain
+from requiem_systemd.errors import ReloadError
 from requiem_systemd.extender import FIRST, Extender
 from requiem_systemd.gate import Gate, name_of
 from requiem_systemd.hooks import Hooks
@@ -40,18 +41,21 @@ class Engine:
     """One service's life, from its first breath to the exit."""
 
     def __init__(self, ledger: Ledger, hooks: Hooks, doors: Doors, clock: Clock) -> None:
-        self.state = State.RUNNING
-        self.loop = Loop(clock, self._on_byte, self._each_turn)
-        self.setting = Setting(ledger, hooks, doors, self.loop)
-        self.extender = Extender(self.setting)
-        self.drain = Drain(self.setting, lambda: self.event(Event.IDLE), lambda: self.event(Event.EXPIRED))
-        self.wayout = WayOut(self.setting, self.extender)
+        self.state: State = State.RUNNING
+        self.loop: Loop = Loop(clock, self._on_byte, self._each_turn)
+        self.setting: Setting = Setting(ledger, hooks, doors, self.loop)
+        self.extender: Extender = Extender(self.setting)
+        self.drain: Drain = Drain(self.setting, lambda: self.event(Event.IDLE), lambda: self.event(Event.EXPIRED))
+        self.wayout: WayOut = WayOut(self.setting, self.extender)
         self._watchdog = Watchdog(self.setting)
         self._reason = ""
         self._status = ""
         self._starting: list[str] = []
         self._interrupted: float | None = None
+        self._signalled = False
+        self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
         self._reload_waiters: list[Callable[[str], object]] = []
+        self._reloading: list[Callable[[str], object]] = []
         self._reload_error = ""
         self._actions: dict[Action, Callable[[], object]] = {
             Action.SAY_READY: self._say_ready,
@@ -105,11 +109,15 @@ class Engine:
     def close(self) -> None:
         """End the loop and give back what it took; any thread but the loop's."""
         self.loop.stop()
+        if self._control is not None:
+            self._control.close()
         self._give_back()
 
     def close_child(self) -> None:
         """Give the descriptors back in a fork's child, where no loop runs."""
         self.loop.close()
+        if self._control is not None:
+            self._control.close_child()
         self._give_back()
 
     def _give_back(self) -> None:
@@ -120,6 +128,10 @@ class Engine:
 
     def _armed(self) -> None:
         self.extender.open()
+        if self.setting.environment.runtime_directory is not None:
+            from requiem_systemd import control  # noqa: PLC0415 - it brings json, which the bare import need not pay for
+
+            self._control = control.open_for(self.setting.environment, self.loop, self.reload)
         if self.state is State.STARTING:
             self.loop.alarm(self._missing_ready, self.setting.now() + READY_WITHIN)
         self._watchdog.begin()
@@ -178,6 +190,7 @@ class Engine:
             gate.forward(number)
         else:  # whoever owned the wakeup fd hears of a stop when the ledger is empty
             self.wayout.deferred.append(number)
+        self._signalled = True
         self._signals[name_of(number)](name_of(number))
 
     def begin(self, reason: str) -> None:
@@ -242,7 +255,7 @@ class Engine:
     def reload(self, waiter: Callable[[str], object]) -> None:
         """Reload; `waiter` is told how it ended: "" for well, else the reason."""
         if self.setting.ledger.began is not None:
-            waiter("the service is draining: nothing is reloaded any more")
+            waiter(report.NO_RELOAD)
             return
         self._reload_waiters.append(waiter)
         self.event(Event.RELOAD)
@@ -263,21 +276,28 @@ class Engine:
         self.extender.begin()
 
     def _run_reload(self) -> None:
-        waiters, self._reload_waiters = self._reload_waiters, []
+        self._reloading, self._reload_waiters = self._reload_waiters, []
 
         def ended(errors: list[BaseException]) -> None:
-            reason = clean("; ".join(f"{type(error).__name__}: {error}" for error in errors), 300)
-            self.loop.post(lambda: self._reloaded(reason, waiters))
+            reason = clean("; ".join(map(_reason, errors)), 300)
+            self.loop.post(lambda: self._reloaded(reason))
 
         self.setting.hooks.emit("reload", (), ended)
 
-    def _reloaded(self, reason: str, waiters: list[Callable[[str], object]]) -> None:
+    def _reloaded(self, reason: str) -> None:
         if reason:
             LOG.error("the reload failed, the old state is kept: %s", reason, extra=journal.record("reload-failed", reason=reason))
+        waiters, self._reloading = self._reloading, []  # before the event, which may begin the next reload
         self._reload_error = reason
         self.event(Event.RELOADED)
         for waiter in waiters:
             waiter(reason)
+
+    def _refuse_reloads(self) -> None:
+        """Answer, when the drain has cut in, everybody who waits for a reload, in work or queued."""
+        waiters, self._reloading, self._reload_waiters = self._reloading + self._reload_waiters, [], []
+        for waiter in waiters:
+            waiter(report.NO_RELOAD)
 
     # -- the drain and the way out -------------------------------------------------------------------------------------
 
@@ -289,9 +309,10 @@ class Engine:
     def _run_drain(self) -> None:
         self.extender.begin()
         self.loop.cancel(self._missing_ready)
-        waiters, self._reload_waiters = self._reload_waiters, []
-        for waiter in waiters:
-            waiter("the service is draining: nothing is reloaded any more")
+        self._refuse_reloads()
+        gate = self.wayout.gate
+        if gate is not None and gate.at_once and not self._signalled:
+            gate.tell_chained()  # a server that stops by its own handler has not heard of this drain
         self.drain.run(self._reason)
 
     def _release(self) -> None:
@@ -301,6 +322,11 @@ class Engine:
     def _abandon(self) -> None:
         self.drain.abandon()
         self._release()
+
+
+def _reason(error: BaseException) -> str:
+    """Say why a reload failed; a handler that raises ReloadError has said it all. The text is user code: `clean` survives it."""
+    return clean(error) if isinstance(error, ReloadError) else f"{type(error).__name__}: {clean(error)}"
 
 
 def _mistake(text: str) -> None:

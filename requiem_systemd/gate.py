@@ -15,12 +15,13 @@ Only this module touches `signal`.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from requiem_systemd.errors import NotMainThreadError
 
@@ -36,7 +37,7 @@ def name_of(number: int) -> str:
         return f"signal {number}"
 
 
-def _is_foreign(handler: object) -> bool:
+def _is_foreign(handler: object) -> TypeGuard[_Handler]:
     """Say whether a handler is somebody's own: neither a default, nor ignored, nor Python's KeyboardInterrupt."""
     return callable(handler) and handler not in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN)
 
@@ -50,7 +51,7 @@ class Gate:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.armed = False
+        self.armed: bool = False
         self.at_once = False
         self.exit_status: int | None = None
         self._knocked = False
@@ -96,7 +97,7 @@ class Gate:
             if handler is not self._bound and handler is not signal.SIG_IGN:
                 signal.signal(number, self._bound)
                 if _is_foreign(handler):
-                    self._chained[number] = handler  # type: ignore[assignment] # _is_foreign says that it is callable
+                    self._chained[number] = handler
         owner = signal.set_wakeup_fd(self.fd, warn_on_full_buffer=False)
         if owner != self.fd:
             self._forward_to(owner)
@@ -112,14 +113,18 @@ class Gate:
     def _forward_to(self, fd: int) -> None:
         self._forward = (fd, _identity(fd)) if fd >= 0 else (-1, None)
 
-    def forward(self, number: int) -> None:
-        """Pass a byte on to whoever owned the wakeup fd before us, if that is still the same open file."""
+    def forward(self, number: int) -> bool:
+        """Pass a byte on to whoever owned the wakeup fd before us, if that is still the same open file; say whether."""
         fd, identity = self._forward
-        if fd >= 0 and _identity(fd) == identity:
-            try:
-                os.write(fd, bytes((number,)))
-            except OSError:  # full: their loop has bytes enough to wake up
-                return
+        if fd < 0 or _identity(fd) != identity:
+            return False
+        with contextlib.suppress(OSError):  # full: their loop has bytes enough to wake up
+            os.write(fd, bytes((number,)))
+        return True
+
+    def chained(self) -> list[_Handler]:
+        """Return the handlers of others."""
+        return list(self._chained.values())
 
     def has_chained(self) -> bool:
         """Say whether handlers of others wait to be called."""
@@ -129,6 +134,11 @@ class Gate:
         """Make the main thread leave with SystemExit(status), calling chained handlers first; False: no signal of ours is left."""
         self.exit_status = status
         return self._knock()
+
+    def tell_chained(self) -> bool:
+        """Have the main thread call a stop handler of others as if its signal had come; False if there is none."""
+        self._pending = list(self._chained.items())[:1]
+        return bool(self._pending) and self._knock()
 
     def call_chained(self) -> bool:
         """Have the main thread call the handlers of others that wait."""
@@ -141,7 +151,7 @@ class Gate:
                 if hasattr(signal, "pthread_kill"):
                     signal.pthread_kill(threading.main_thread().ident or 0, number)
                 else:  # Windows: no signal can be sent to a thread
-                    _thread.interrupt_main(number)
+                    _thread.interrupt_main(signal.Signals(number))
                 return True
         return False
 
@@ -159,10 +169,8 @@ class Gate:
         owner = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(owner, warn_on_full_buffer=False)
         if owner != self.fd:
-            try:
+            with contextlib.suppress(OSError):  # full: the engine has bytes enough to wake up
                 os.write(self.fd, bytes((number,)))
-            except OSError:  # full: the engine has bytes enough to wake up
-                pass
         if chained is not None and self.at_once:
             chained(number, frame)
         elif chained is not None and (number, chained) not in self._pending:

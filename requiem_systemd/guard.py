@@ -30,7 +30,7 @@ class Guard:
         self.folder = folder
         self._libc = ctypes.CDLL(None, use_errno=True)
         try:
-            self.fd = self._call(self._libc.inotify_init1, _IN_NONBLOCK | _IN_CLOEXEC)
+            self.fd: int = self._call(self._libc.inotify_init1, _IN_NONBLOCK | _IN_CLOEXEC)
         except AttributeError as error:
             raise OSError(errno.ENOSYS, "this system has no inotify") from error
         self._watch: int | None = None

@@ -36,7 +36,7 @@ class Hooks:
         self._lock = threading.Lock()
         self.loop: Any = None
 
-    def add(self, event: str, function: Callable[..., Any], *, armed: bool) -> None:
+    def add(self, event: str, function: Any, *, armed: bool) -> None:
         """Register; ValueError for an unknown event, RuntimeError for a coroutine function that has no loop."""
         self.check(event)
         if not callable(function):
@@ -95,9 +95,9 @@ class Hooks:
                 record.owner = threading.get_ident()
                 try:
                     self._call(hook, arguments)
-                except BaseException as error:  # noqa: BLE001 - SystemExit in a handler must not end the rest
+                except BaseException as error:
                     errors.append(error)
-                    LOG.error("%s failed", record.name, exc_info=error)
+                    LOG.exception("%s failed", record.name)
                 finally:
                     self._ledger.leave(record)
             then(errors)
@@ -137,7 +137,7 @@ class Hooks:
         sys.modules["asyncio"].run_coroutine_threadsafe(hook.function(*given), loop).result()
 
 
-def running_loop() -> Any:  # noqa: ANN401 - an event loop of any kind; asyncio is never imported for it
+def running_loop() -> Any:
     """Return the event loop that runs in this thread, None where there is none."""
     asyncio = sys.modules.get("asyncio")
     return asyncio._get_running_loop() if asyncio is not None else None  # noqa: SLF001 - documented, raises nothing

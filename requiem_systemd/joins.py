@@ -17,7 +17,6 @@ from typing import Any, Final
 from requiem_systemd.ledger import Entry, Ledger, More, Record
 
 
-
 def qualified(thing: object) -> str:
     """Name a callable for operators."""
     plain = getattr(thing, "__func__", thing)
@@ -68,9 +67,9 @@ class Joins:
     def __init__(self, ledger: Ledger, watch: Callable[[int, Callable[[], object]], None]) -> None:
         self._ledger = ledger
         self._watch = watch
-        self.joiner = Joiner(ledger)
+        self.joiner: Joiner = Joiner(ledger)
 
-    def hold(self, thing: Any, label: object, more: More | None) -> bool:  # noqa: ANN401 - the kinds are in the table below
+    def hold(self, thing: Any, label: object, more: More | None) -> bool:
         """Hold the stop until `thing` has ended; False if it is of no kind that is known."""
         for module, name, begin in _KINDS:
             kind = getattr(sys.modules.get(module), name, None)
@@ -86,13 +85,13 @@ class Joins:
         self._ledger.enter(record)
         return record
 
-    def _future(self, future: Any, label: object, more: More | None) -> None:  # noqa: ANN401 - see hold
+    def _future(self, future: Any, label: object, more: More | None) -> None:
         if future.done():
             return
         record = self._enter(label or qualified(future), None, more)
         future.add_done_callback(lambda _: self._ledger.leave(record))
 
-    def _asyncio(self, future: Any, label: object, more: More | None) -> None:  # noqa: ANN401 - see hold
+    def _asyncio(self, future: Any, label: object, more: More | None) -> None:
         if future.done():
             return
         name = label or (future.get_name() if hasattr(future, "get_name") else qualified(future))
@@ -104,7 +103,7 @@ class Joins:
 
         asyncio = sys.modules["asyncio"]
         loop = future.get_loop()
-        if asyncio._get_running_loop() is loop:  # type: ignore[attr-defined] # noqa: SLF001 - documented, raises nothing
+        if asyncio._get_running_loop() is loop:  # noqa: SLF001 - documented, raises nothing
             future.add_done_callback(leave)
         else:  # a future is not thread-safe: its own loop adds the callback
             loop.call_soon_threadsafe(future.add_done_callback, leave)
@@ -117,7 +116,7 @@ class Joins:
             start = thread.start
 
             def started() -> None:
-                del thread.start  # type: ignore[method-assign] # the class's own again
+                del thread.start  # the class's own again
                 record = begin()
                 try:
                     start()
@@ -131,7 +130,7 @@ class Joins:
         elif thread.is_alive():
             self.joiner.add(begin(), thread)
 
-    def _process(self, process: Any, label: object, more: More | None) -> None:  # noqa: ANN401 - see hold
+    def _process(self, process: Any, label: object, more: More | None) -> None:
         name = label or process.name
         if process._popen is None:  # noqa: SLF001 - the one way to see "not started"
             start = process.start
@@ -151,7 +150,7 @@ class Joins:
         elif process.is_alive():
             self._follow(self._enter(name, f"process {process.pid}", more), process.pid, process.join)
 
-    def _popen(self, process: Any, label: object, more: More | None) -> None:  # noqa: ANN401 - see hold
+    def _popen(self, process: Any, label: object, more: More | None) -> None:
         if process.poll() is not None:
             return
         args = process.args

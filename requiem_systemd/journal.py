@@ -1,11 +1,26 @@
-"""Structured records of what happens to a service."""
+"""Structured records of what happens to a service, and one way for each record to the journal.
+
+Every module logs to the logger "requiem_systemd", with `extra=journal.record(...)` where it is something to look for. Where the
+process's stderr is the journal (`$JOURNAL_STREAM`), `install` puts one handler on that logger: by systemd-python's native protocol
+where that is installed, else as lines with their level in front (`<4>`, sd-daemon(3)). It then does not propagate, since a root handler
+would write to the same journal again. Anywhere else logging stays what it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from requiem_systemd.protocol import Environment
+if TYPE_CHECKING:
+    from requiem_systemd.protocol import Environment
+
+LOG: Final = logging.getLogger("requiem_systemd")
 
 # Stable for ever: what operators and tools look for with `journalctl MESSAGE_ID=…`.
 MESSAGE_IDS: Final = MappingProxyType(
@@ -21,6 +36,12 @@ MESSAGE_IDS: Final = MappingProxyType(
     }
 )
 
+Send = Callable[..., object]
+# libsystemd says that all is well when this is not there (RootDirectory=, a /run of its own), and the record is gone.
+_SOCKET: Final = "/run/systemd/journal/socket"
+# syslog(3): the least severe level of logging's that counts as each priority
+_PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
 
 def record(kind: str, **fields: object) -> dict[str, object]:
     """Make a log call's `extra`: the MESSAGE_ID of `kind` and REQUIEM_* fields."""
@@ -28,9 +49,160 @@ def record(kind: str, **fields: object) -> dict[str, object]:
     return {"requiem": {"MESSAGE_ID": MESSAGE_IDS[kind], **named}}
 
 
-def install(environment: Environment) -> None:
-    """Send the library's log records to the journal where that is where they end."""
+class JournalHandler(logging.Handler):
+    """Writes each record once: by `send`, else on stderr. Nothing that goes wrong here reaches who logged.
+
+    `send` is systemd.journal's sendv, which takes one "FIELD=value" an argument; None: there is none. It blocks, and holds the GIL,
+    while the journal's queue is full (journald hangs, or is flooded). So `probe`, a socket connected to the same queue, is asked
+    first; stderr blocks too then, but its own thread only, and after some hundred kilobytes.
+    """
+
+    def __init__(self, send: Send | None, probe: socket.socket | None = None) -> None:
+        super().__init__()
+        self.send = send
+        self._probe = probe
+        self._taken: tuple[logging.Logger, bool, int, int] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            text = self.format(record)
+            if not self._sent(record, text):
+                _write(2, prefixed(record.levelno, text))
+        except Exception:  # noqa: BLE001 - a log call's arguments are anything, and the engine must not fail by its log
+            self.handleError(record)
+
+    def _sent(self, record: logging.LogRecord, text: str) -> bool:
+        if self.send is None or not self._has_room():
+            return False
+        try:
+            self.send(*fields(record, text))
+        except Exception:  # noqa: BLE001 - OSError as a rule; whatever it is, the record is to be seen
+            return False
+        return True
+
+    def _has_room(self) -> bool:
+        if self._probe is None:
+            return True
+        poller = (
+            select.poll()
+        )  # unix(7): a connected datagram socket is writable while its peer's queue has room
+        poller.register(self._probe, select.POLLOUT)
+        return bool(poller.poll(0))
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+        super().close()
+
+    def take(self, logger: logging.Logger) -> None:
+        """Become the one way out of a logger, INFO included unless its user chose a level for it."""
+        level = logger.level
+        if level == logging.NOTSET and logger.getEffectiveLevel() > logging.INFO:
+            level = logging.INFO
+        self._taken = (logger, logger.propagate, logger.level, level)
+        logger.setLevel(level)
+        logger.propagate = False
+        logger.addHandler(self)
+
+    def give_back(self) -> None:
+        """Leave the logger as it was, but for what its user has changed meanwhile."""
+        if self._taken is None:
+            return
+        (logger, propagated, before, ours), self._taken = self._taken, None
+        logger.removeHandler(self)
+        logger.propagate = logger.propagate or propagated
+        if logger.level == ours:
+            logger.setLevel(before)
+
+
+def priority(level: int) -> int:
+    """Return the syslog priority of one of logging's levels."""
+    return next((number for least, number in _PRIORITIES if level >= least), 7)
+
+
+def fields(record: logging.LogRecord, text: str) -> list[bytes]:
+    """Write a record as the journal's fields, "NAME=value" each; many lines in MESSAGE stay one record."""
+    named = {
+        "MESSAGE": text,
+        "PRIORITY": priority(record.levelno),
+        "LOGGER": record.name,
+        "THREAD_NAME": record.threadName,
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": record.lineno,
+        "CODE_FUNC": record.funcName,
+        **getattr(record, "requiem", {}),
+    }
+    return [
+        f"{name}={value}".encode("utf-8", "backslashreplace")
+        for name, value in named.items()
+        if value is not None
+    ]
+
+
+def prefixed(level: int, text: str) -> bytes:
+    """Write a text for a stderr that the manager reads: sd-daemon(3) wants the priority before each line."""
+    lines = (f"<{priority(level)}>{line}\n" for line in text.splitlines())
+    return "".join(lines).encode("utf-8", "backslashreplace")
+
+
+def install(environment: Environment, fd: int = 2) -> None:
+    """Send the library's log records to the journal where that is where they end: where `fd` is its stream."""
+    uninstall()
+    if is_journal(environment, fd):
+        send = _native()
+        JournalHandler(send, connected(_SOCKET) if send else None).take(LOG)
 
 
 def uninstall() -> None:
     """Undo `install`."""
+    for handler in list(LOG.handlers):
+        if isinstance(handler, JournalHandler):
+            handler.give_back()
+            handler.close()
+
+
+def is_journal(environment: Environment, fd: int = 2) -> bool:
+    """Say whether a descriptor is the stream that the manager connected to the journal: systemd.exec(5), $JOURNAL_STREAM."""
+    if environment.journal_stream is None:
+        return False
+    try:
+        found = os.fstat(fd)
+    except OSError:  # stderr was closed
+        return False
+    return (found.st_dev, found.st_ino) == environment.journal_stream
+
+
+def _native() -> Send | None:
+    """Return systemd-python's sendv; None where it, or the journal's socket, is missing.
+
+    Loaded now: in a drain the release it came with may have been deleted.
+    """
+    if not os.path.exists(_SOCKET):
+        return None
+    try:
+        from systemd.journal import sendv  # noqa: PLC0415 - 10 ms and more, of use under a manager only
+    except (ImportError, OSError):
+        return None
+    send: Send = sendv
+    return send
+
+
+def connected(path: str) -> socket.socket | None:
+    """Return a socket that sends to a datagram socket's queue; None where there is none."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def _write(fd: int, data: bytes) -> None:
+    """Write past sys.stderr, whose lock a thread that is stuck may hold; what cannot be written is lost."""
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(fd, data) :]

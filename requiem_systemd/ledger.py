@@ -35,14 +35,14 @@ class More:
     __slots__ = ("abandoned", "admitted", "again", "drain_timeout", "heartbeat", "heartbeat_timeout", "kind", "stalled", "status")
 
     def __init__(self, kind: str = JOB, drain_timeout: float | None = None, heartbeat_timeout: float | None = None) -> None:
-        self.kind = kind
-        self.drain_timeout = drain_timeout
-        self.heartbeat_timeout = heartbeat_timeout
-        self.status = ""
+        self.kind: str = kind
+        self.drain_timeout: float | None = drain_timeout
+        self.heartbeat_timeout: float | None = heartbeat_timeout
+        self.status: str = ""
         self.heartbeat: float | None = None
-        self.stalled = False
-        self.abandoned = False
-        self.admitted = False
+        self.stalled: bool = False
+        self.abandoned: bool = False
+        self.admitted: bool = False
         self.again: list[Entry] = []
 
 
@@ -85,25 +85,27 @@ class Due(NamedTuple):
 class Ledger:
     """Everything that holds the stop, by start time; oldest first.
 
-    `wake` is called, without any lock held, whenever somebody who waits for the ledger should look at it again.
+    `wake` is called, without any lock held, whenever somebody who waits for the ledger should look at it again. `alerted` is told
+    of each change of `alert`.
     """
 
-    __slots__ = ("_lock", "alert", "began", "clock", "closed", "limits_changed", "live", "wake")
+    __slots__ = ("_lock", "alert", "alerted", "began", "clock", "closed", "limits_changed", "live", "wake")
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self.live: dict[Entry, float] = {}
-        self.alert = False
+        self.alert: bool = False
+        self.alerted: Callable[[bool], object] = _ignored
         self.began: float | None = None
-        self.closed = False
-        self.limits_changed = False
-        self.clock = clock
+        self.closed: bool = False
+        self.limits_changed: bool = False
+        self.clock: Callable[[], float] = clock
         self.wake: Callable[[], object] = _nothing
         self._lock = threading.Lock()
 
     def reset(self) -> None:
         """Forget everything: in the child of a fork nothing of the parent's is in flight."""
         self.live.clear()
-        self.alert = False
+        self._set_alert(alert=False)
         self.began = None
         self.closed = False
         self.wake = _nothing
@@ -112,12 +114,16 @@ class Ledger:
     def begin(self) -> None:
         """From now on whoever leaves wakes the engine."""
         self.began = self.clock()
-        self.alert = True
+        self._set_alert(alert=True)
+
+    def _set_alert(self, *, alert: bool) -> None:
+        self.alert = alert
+        self.alerted(alert)
 
     def close(self, *, force: bool = False) -> bool:
         """Let nobody in any more, if nobody is in; `force`: even if somebody is, who is then abandoned. Say whether closed."""
         with self._lock:
-            self.alert = True
+            self._set_alert(alert=True)
             if self.live and not force:
                 return False
             self.closed = True
@@ -160,7 +166,7 @@ class Ledger:
         """Open a second tracker for one that is entered already; the last in is the first out."""
         twin = Record(entry.name, threading.get_ident())
         twin.more = More(more.kind, more.drain_timeout, more.heartbeat_timeout)
-        self.alert = True
+        self._set_alert(alert=True)
         self.enter(twin)
         with self._lock:
             more.again.append(twin)
@@ -194,7 +200,9 @@ class Ledger:
         heartbeat from the later of that and the last one.
         """
         began = self.began if self.began is not None else now
-        abandoned, released, stalled = [], [], []
+        abandoned: list[Entry] = []
+        released: list[Entry] = []
+        stalled: list[Entry] = []
         deadline = float("inf")
         for entry, start in list(self.live.items()):
             more = entry.extra()
@@ -220,6 +228,10 @@ class Ledger:
     def entries(self) -> list[tuple[Entry, float]]:
         """Return what is in flight with its start times, oldest first."""
         return list(self.live.items())
+
+
+def _ignored(alert: bool) -> None:  # noqa: FBT001 - a callback's one argument
+    """Do nothing: no tracker type looks at this ledger."""
 
 
 def _nothing() -> None:

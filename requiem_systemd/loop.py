@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import selectors
 import socket
@@ -42,7 +43,7 @@ class Loop:
         self._alarms: dict[Callable[[], object], float] = {}
         self._woken = False
         self._running = False
-        self._ended = Latch()
+        self._over = False
         # A socket pair, not a pipe: Windows can wait on nothing else, and set_wakeup_fd takes it there too.
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -50,7 +51,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup, selectors.EVENT_READ, self._drain)
         # A daemon: it outlives the main thread, to extend while the interpreter shuts down, and must not be joined then.
-        self.thread = threading.Thread(target=self._run, name="requiem-engine", daemon=True)
+        self.thread: threading.Thread = threading.Thread(target=self._run, name="requiem-engine", daemon=True)
 
     @property
     def wakeup_fd(self) -> int:
@@ -89,8 +90,9 @@ class Loop:
             finally:
                 made.set()
 
-        self._ended.then(made.set)
         self.post(make)
+        if self._over:  # it may have looked into its inbox for the last time just before
+            self._empty_inbox()
         made.wait()
 
     def alarm(self, call: Callable[[], object], when: float) -> None:
@@ -150,19 +152,24 @@ class Loop:
             while self._running:
                 self._turn()
         finally:
-            self._ended.set()
+            self._over = True
+            self._empty_inbox()
 
     def _turn(self) -> None:
         for key, _ in self.clock.select(self._selector, self._timeout()):
             self._safely(key.data)
-        while self._inbox:
-            self._safely(self._inbox.popleft())
+        self._empty_inbox()
         now = self.clock.now()
         for call, when in list(self._alarms.items()):
             if when <= now and self._alarms.get(call) == when:
                 del self._alarms[call]
                 self._safely(call)
         self._safely(self._each_turn)
+
+    def _empty_inbox(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._safely(self._inbox.popleft())
 
     def _safely(self, call: Callable[[], object]) -> None:
         """Whatever goes wrong in one call, the stop is still extended."""

@@ -26,7 +26,7 @@ TAKEN: Final = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "
 _KEY: Final = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SPAN: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Zµμ]*)")
-# systemd.time(7), "Parsing Time Spans"
+# the units of systemd.time(7), section "Parsing Time Spans"
 _UNITS: Final = MappingProxyType(
     {
         unit: seconds

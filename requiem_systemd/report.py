@@ -10,6 +10,9 @@ from requiem_systemd.ledger import HOOK, JOB
 from requiem_systemd.protocol import clean, duration
 from requiem_systemd.stacks import brief
 
+# How a reload ends that a drain cuts into.
+NO_RELOAD: Final = "the service is draining: nothing is reloaded any more"
+
 # What is shown of each kind, one and many; a hook holds like a job and is counted as one.
 _NOUNS: Final = (
     ("job", "jobs", frozenset((JOB, HOOK))),
@@ -49,3 +52,9 @@ def listing(jobs: Sequence[JobInfo], most: int = 20) -> str:
     """List jobs in one line, the oldest first."""
     shown = ", ".join(brief(job) for job in jobs[:most])
     return shown + (f" and {len(jobs) - most} more" if len(jobs) > most else "")
+
+
+def first_segment(path: str) -> str:
+    """Shorten a path to what tells an operator enough and nobody too much: /users/7/mail becomes /users."""
+    head, slash, rest = path.removeprefix("/").partition("/")
+    return f"/{head}" + ("/…" if slash and rest else "")

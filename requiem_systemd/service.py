@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from requiem_systemd import exits, journal
+from requiem_systemd.accepting import Acceptor, Address, connections
 from requiem_systemd.doors import Doors
 from requiem_systemd.engine import Engine
 from requiem_systemd.errors import AbandonedError, RequiemError
 from requiem_systemd.gate import Gate
 from requiem_systemd.hooks import Hook, Hooks, running_loop
 from requiem_systemd.jobinfo import JobInfo
-from requiem_systemd.ledger import holding
+from requiem_systemd.ledger import Record, holding
+from requiem_systemd.listen import Fallback, Listeners
 from requiem_systemd.loop import Clock
+from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
 from requiem_systemd.protocol import Environment, length, read, take
 from requiem_systemd.tracking import Tracking
 from requiem_systemd.wayout import EX_TEMPFAIL
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S")
 
 
 class Service(Tracking):
@@ -46,15 +51,18 @@ class Service(Tracking):
         self._armed: Options | None = None
         self._stand_in: _StandIn | None = None
         self._main = ""
-        self._fork_mask: set[Any] = set()
+        self._fork_masks: dict[int, set[Any]] = {}  # by thread: several may fork at once
         self._hooked = False
         self._fresh()
 
     def _fresh(self) -> None:
         """Begin as unarmed."""
-        self.environment = Environment()
-        self.doors = Doors()
-        self.hooks = Hooks(self.ledger)
+        self.environment: Environment = Environment()
+        self._peeked: Environment | None = None
+        self.doors: Doors = Doors()
+        self.listening: Listeners = Listeners(self._told, self._send)
+        self._acceptors: dict[int, Acceptor] = {}
+        self.hooks: Hooks = Hooks(self.ledger)
         self._engine: Engine | None = None
         self._pending: list[Callable[[Engine], object]] = []
 
@@ -118,6 +126,7 @@ class Service(Tracking):
     def _take(self, engine: Engine, options: Options, gate: Gate) -> None:
         self.environment = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
         if options.take_environment:
+            self.listening.seal()
             take(self._environ)
         journal.install(self.environment)
         self.use_clock(self._clock.now)
@@ -135,6 +144,7 @@ class Service(Tracking):
 
     def _make_engine(self) -> Engine:
         self._engine = Engine(self.ledger, self.hooks, self.doors, self._clock)
+        self._engine.stopped.then(self.listening.unlink)
         return self._engine
 
     def _run(self, engine: Engine) -> None:
@@ -154,12 +164,14 @@ class Service(Tracking):
         with self._lock:
             engine, self._engine = self._engine, None
             if engine is None:
+                self.listening.close()
                 return
             if engine.wayout.gate is not None:
                 engine.wayout.gate.disarm()
             engine.close()
             self.hooks.close()
             self.doors.reset()
+            self.listening.close()
             journal.uninstall()
             self._armed = None
             self._main = ""
@@ -167,8 +179,9 @@ class Service(Tracking):
             self._fresh()
             self._stand_down()
 
-    def __enter__(self) -> Service:
-        return self.arm()
+    def __enter__(self) -> Self:
+        self.arm()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         engine = self.engine
@@ -187,7 +200,7 @@ class Service(Tracking):
 
     def ready(self, status: str = "") -> None:
         """Say READY=1: the service is up. With `status`, a STATUS line too. Once draining: nothing."""
-        self._retake()
+        self.retake()
         engine = self.engine
         engine.loop.call(lambda: engine.ready(status))
 
@@ -231,6 +244,58 @@ class Service(Tracking):
         self.hooks.add(event, fn, armed=self._armed is not None)
         return fn
 
+    # -- the ways in ---------------------------------------------------------------------------------------------------
+
+    def listener(self, name: str, *, fallback: Fallback | None = None, keep: bool = False) -> socket.socket:
+        """Return the listener of a name: the socket unit's with that FileDescriptorName=, else the one in the manager's fd store,
+        else one bound at `fallback`, which is `(host, port)`, or a path for AF_UNIX.
+
+        `keep`: put a bound one into the fd store (FileDescriptorStoreMax= must be set), so that the port stays open over a
+        restart; under no manager it does nothing. The same name again: the same object. Raises ListenerError where several were
+        passed under the name (take `listeners()`), where none was and there is no fallback, and where it cannot be bound.
+        """  # noqa: D205 - the sentence is the list
+        return self.listening.listener(name, fallback=fallback, keep=keep)
+
+    def listeners(self) -> Mapping[str, tuple[socket.socket, ...]]:
+        """Return all sockets that the manager passed, by name."""
+        return self.listening.listeners()
+
+    def accept(self, sock: socket.socket) -> Iterator[tuple[socket.socket, Address]]:
+        """Iterate over `(connection, address)` until the drain closes the listener (after a lame duck); then close it.
+
+        Connections block and are not tracked. Several threads may accept on one listener. No thread is left blocked in it. What
+        waits at the begin is still accepted and served, but of a socket unit's listener left for the next process.
+        """
+        return connections(self.acceptor(sock))
+
+    def acceptor(self, sock: socket.socket) -> Acceptor:
+        """Return what accepts on a listener: one, whoever asks."""
+        with self._lock:
+            acceptor = self._acceptors.get(id(sock))
+            if acceptor is None or acceptor.sock is not sock:
+                for gone in [key for key, other in self._acceptors.items() if other.sock.fileno() < 0]:
+                    self.doors.remove(self._acceptors.pop(gone))
+                acceptor = self._acceptors[id(sock)] = Acceptor(self, sock)
+        return acceptor
+
+    def track_socket(self, server: S, *, keepalive_grace: float = 0.5) -> S:
+        """Have the drain close a server, and hold the stop while it answers; returns it.
+
+        Call it before the server serves (later is a RuntimeError for socketserver). At the begin the thread that accepts stops,
+        then the listener is unregistered and closed, and `serve_forever()` returns. What holds the stop, by kind: of `http.server`
+        a request, first byte to last byte of its answer; of other `socketserver`s a handler's call, and one that is blocked in a
+        read gets EOF after `keepalive_grace` seconds of silence; of `asyncio.Server` and a bare `socket` the listener only. A
+        connection that was taken over (101, text/event-stream) holds nothing unless tracked.
+
+        From the begin every HTTP answer carries Connection: close; an idle keep-alive connection may send one more request, and is
+        closed after `keepalive_grace` seconds of silence. Raises TypeError for a server of no known kind;
+        `requiem_systemd.adapters.register` adds one.
+        """
+        from requiem_systemd import adapters  # noqa: PLC0415 - loaded when asked for: the core stands alone
+
+        adapters.attach(self, server, length("keepalive_grace", keepalive_grace))
+        return server
+
     # -- the drain -----------------------------------------------------------------------------------------------------
 
     def begin(self, reason: str = "") -> None:
@@ -240,7 +305,7 @@ class Service(Tracking):
 
     def wait_begin(self, timeout: float | None = None) -> bool:
         """Wait until the drain begins. False: `timeout`, in seconds, ran out."""
-        self._retake()
+        self.retake()
         return self.engine.begun.wait(None if timeout is None else length("timeout", timeout))
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -257,15 +322,10 @@ class Service(Tracking):
         if mine:
             msg = f'wait() inside the tracker "{mine[0].name}" of the same thread could never return; call it outside'
             raise RuntimeError(msg)
-        self._retake()
-        engine, before = self.engine, self._main
-        in_main = _in_main_thread()
-        self._main = "waiting" if in_main else before
-        try:
+        self.retake()
+        engine = self.engine
+        with self.keeping_main():
             done = engine.stopped.wait(seconds)
-        finally:
-            if in_main and not engine.stopped:
-                self._main = before
         if done and engine.drain.limits.abandoned:
             raise AbandonedError(engine.drain.limits.abandoned)
         return done
@@ -276,6 +336,28 @@ class Service(Tracking):
         return self.engine.drain.jobs()
 
     # -- the process ---------------------------------------------------------------------------------------------------
+
+    def _told(self) -> Environment:
+        """Return what the manager told; before the service is armed it is read, not taken."""
+        if self._armed is not None or self.environment != Environment():
+            return self.environment
+        if self._peeked is None:
+            self._peeked = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
+        return self._peeked
+
+    def _send(self, assignments: Mapping[str, object], fds: Sequence[int]) -> bool:
+        """Tell the manager, also before the service is armed."""
+        if self._engine is not None and self._engine.notifier:
+            return self._engine.notifier.send(assignments, fds)
+        notifier = Notifier(self._told().notify_socket)
+        try:
+            return notifier.send(assignments, fds)
+        finally:
+            notifier.close()
+
+    def follow(self, record: Record, pid: int) -> None:
+        """Hold the stop by a record that is entered until a child process has ended; it is not reaped here."""
+        self._joins._follow(record, pid, lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT))  # noqa: SLF001
 
     def _watch(self, fd: int, ended: Callable[[], object]) -> None:
         """Call `ended` once, when `fd` is readable, and close it."""
@@ -289,12 +371,26 @@ class Service(Tracking):
         loop.post(lambda: loop.reader(fd, readable))
 
     @property
-    def _gate(self) -> Gate | None:
+    def gate(self) -> Gate | None:
+        """What holds the signals, where the service is armed with them."""
         return None if self._engine is None else self._engine.wayout.gate
 
-    def _retake(self) -> None:
-        if self._gate is not None:
-            self._gate.retake()
+    def retake(self) -> None:
+        """Take back, in the main thread, signals that somebody took since; their handlers are called when the ledger is empty."""
+        if self.gate is not None:
+            self.gate.retake()
+
+    @contextmanager
+    def keeping_main(self) -> Iterator[None]:
+        """Leave the main thread alone: whoever is in the block sees to its end when all is done."""
+        if not _in_main_thread():
+            yield
+            return
+        before, self._main = self._main, "waiting"
+        try:
+            yield
+        finally:
+            self._main = "leaving" if self.engine.stopped else before
 
     def _main_is_free(self, *, forced: bool) -> bool:
         """Say whether the main thread may be made to leave; `forced`: even out of an abandoned job."""
@@ -314,12 +410,12 @@ class Service(Tracking):
             exits.leave(EX_TEMPFAIL, engine.drain.limits.owners)
 
     def _before_fork(self) -> None:
-        if self._gate is not None:
-            self._fork_mask = self._gate.hold()
+        if self.gate is not None:
+            self._fork_masks[threading.get_ident()] = self.gate.hold()
 
     def _after_fork(self) -> None:
-        if self._gate is not None:
-            self._gate.unhold(self._fork_mask)
+        if self.gate is not None:
+            self.gate.unhold(self._fork_masks.pop(threading.get_ident(), set()))
 
     def _forked(self) -> None:
         """In a fork's child: nothing of the parent's is in flight here, and nobody hears of us."""
@@ -330,10 +426,12 @@ class Service(Tracking):
         self.ledger.reset()
         if engine is not None:
             if engine.wayout.gate is not None:
-                engine.wayout.gate.disarm_child(self._fork_mask)
+                engine.wayout.gate.disarm_child(self._fork_masks.pop(threading.get_ident(), set()))
             engine.close_child()
         journal.uninstall()
+        listening = self.listening
         self._fresh()
+        self.listening.inherit(listening)
         self._joins = type(self._joins)(self.ledger, self._watch)
 
 
@@ -381,10 +479,10 @@ def _own_pidfdid(environ: Mapping[str, str]) -> int | None:
         os.close(fd)
 
 
-process = Service()
+process: Service = Service()
 
 
-def initialize(
+def initialize(  # noqa: PLR0913 - the contract
     *,
     drain_timeout: float | None = None,
     request_timeout: float = 30.0,

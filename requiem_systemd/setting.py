@@ -19,9 +19,9 @@ class Setting:
         self.hooks = hooks
         self.doors = doors
         self.loop = loop
-        self.options = Options()
-        self.environment = Environment()
-        self.notifier = Notifier(None)
+        self.options: Options = Options()
+        self.environment: Environment = Environment()
+        self.notifier: Notifier = Notifier(None)
 
     def now(self) -> float:
         """Return the clock's time."""

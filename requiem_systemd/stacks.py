@@ -40,7 +40,7 @@ def frames(owner: object) -> list[FrameType]:
     return [frame for frame in seen if frame is not None][::-1]
 
 
-def running_task() -> Any:  # noqa: ANN401 - an asyncio.Task; asyncio is never imported for it
+def running_task() -> Any:
     """Return the running asyncio task, None where there is none."""
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
@@ -85,15 +85,15 @@ def _loop_of(ident: int) -> Any:  # noqa: ANN401 - an event loop of any kind
         if code.co_name in _LOOP_FUNCTIONS and code.co_filename.startswith(folder):
             this: Any = frame.f_locals.get("self")
             for loop in (this, getattr(this, "_loop", None)):
-                if hasattr(loop, "call_soon_threadsafe") and loop.is_running():
+                if loop is not None and hasattr(loop, "call_soon_threadsafe") and loop.is_running():
                     return loop
         frame = frame.f_back
     return None
 
 
-def _awaited(task: Any) -> list[Any]:  # noqa: ANN401 - an asyncio.Task
+def _awaited(task: Any) -> list[Any]:
     """Return a task's coroutine and what it awaits, outermost first."""
-    awaiting, found = task.get_coro(), []
+    awaiting, found = task.get_coro(), list[Any]()
     while awaiting is not None and len(found) < 200:
         if not any(hasattr(awaiting, name) for name in ("cr_frame", "gi_frame", "ag_frame")):
             break
@@ -130,7 +130,7 @@ def owner_name(owner: object) -> str:
     return "" if owner is None else str(owner)
 
 
-def describe(entry: Entry, age: float, redact: Any = None) -> JobInfo:  # noqa: ANN401 - a user's function, str to str
+def describe(entry: Entry, age: float, redact: Any = None) -> JobInfo:
     """Show one entry as it stands now; `redact` sees the label and the status before they leave the process."""
     more = entry.extra()
     owner = task_of(entry)

@@ -3,8 +3,8 @@
 Discussion of the hot path. `with track("x")` is written around every request and every job, so it may cost about as much as
 `with nullcontext()`. A lock and a dict cost three to four times that on one thread and twenty to thirty times on eight, and a
 `__del__` that takes the lock deadlocks when the collector runs while it is held. So: single operations on the ledger's dict, and
-`tracker_type` makes one class a ledger, with the dict as a closure cell: an attribute for the ledger in each tracker costs 8 % of
-the whole. What few trackers have (limits, a status, a second entry) stands in `more`, a slot that others never fill.
+`kit` makes one class a ledger, with the dict and its flag as closure cells: attributes of the ledger, and the ledger as an attribute
+of each tracker, cost 15 % of the whole. What few trackers have (limits, a status, a second entry) stands in `more`, a slot that others never fill.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, overload
 
 from requiem_systemd.decorate import decorate
 from requiem_systemd.ledger import Entry, Ledger, More, Record
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+NOTHING: Final[Any] = object()
 
 
 class Tracker:
@@ -125,7 +127,8 @@ class Hold(Entry, Tracker):
 
     def __call__(self, function: F) -> F:
         """Decorate: each call of `function`, each run of a generator, is a tracker of its own."""
-        return decorate(self.fresh, function)
+        decorated: F = decorate(self.fresh, function)
+        return decorated
 
     def fresh(self) -> Hold:
         """Make one of the same label and limits, for one call of a decorated function."""
@@ -154,10 +157,36 @@ class Twin(Tracker):
         return self._record
 
 
-def tracker_type(ledger: Ledger) -> tuple[type[Hold], Callable[[Callable[[], float]], None]]:
-    """Make the class of one ledger's trackers, and what sets their clock; see the top for why it is a closure."""
+class Track(Protocol):
+    """The type of `track`."""
+
+    @overload
+    def __call__(self, thing: str, /, *, drain_timeout: float | None = ..., heartbeat_timeout: float | None = ...) -> Hold: ...
+    @overload
+    def __call__(
+        self, /, *, label: str, drain_timeout: float | None = ..., heartbeat_timeout: float | None = ...
+    ) -> Hold: ...
+    @overload
+    def __call__(self, /, *, drain_timeout: float | None = ..., heartbeat_timeout: float | None = ...) -> Callable[[F], F]: ...
+    @overload
+    def __call__(
+        self, thing: T, /, *, label: str | None = ..., drain_timeout: float | None = ..., heartbeat_timeout: float | None = ...
+    ) -> T: ...
+
+
+class Kit(NamedTuple):
+    """What is made for one ledger: its trackers' class, its `track`, and what sets their clock."""
+
+    hold: type[Hold]
+    track: Track
+    set_clock: Callable[[Callable[[], float]], None]
+
+
+def kit(ledger: Ledger, slow: Callable[..., Any]) -> Kit:  # noqa: C901 - short functions around the same cells
+    """Make one ledger's trackers; see the top for why they are closures. `slow` is `track` for all but plain labels."""
     live = ledger.live
     clock = ledger.clock
+    alert = ledger.alert
 
     class BoundHold(Hold):
         __slots__ = ()
@@ -168,7 +197,7 @@ def tracker_type(ledger: Ledger) -> tuple[type[Hold], Callable[[Callable[[], flo
             if live.setdefault(self, start) is not start:
                 return _again(ledger, self)
             self.owner = get_ident()
-            if ledger.alert:
+            if alert:
                 ledger.check(self)
             return self
 
@@ -178,7 +207,7 @@ def tracker_type(ledger: Ledger) -> tuple[type[Hold], Callable[[Callable[[], flo
             except KeyError:  # a second entry's end, a fork's child, or abandoned
                 ledger.left(self, was_in=False)
                 return
-            if ledger.alert:
+            if alert:
                 ledger.left(self, was_in=True)
 
         async def __aenter__(self) -> Tracker:
@@ -186,7 +215,7 @@ def tracker_type(ledger: Ledger) -> tuple[type[Hold], Callable[[Callable[[], flo
             if live.setdefault(self, start) is not start:
                 return _again(ledger, self)
             self.owner = get_ident()  # which task it is, is found when somebody asks: see stacks.task_of
-            if ledger.alert:
+            if alert:
                 ledger.check(self)
             return self
 
@@ -196,14 +225,35 @@ def tracker_type(ledger: Ledger) -> tuple[type[Hold], Callable[[Callable[[], flo
             except KeyError:
                 ledger.left(self, was_in=False)
                 return
-            if ledger.alert:
+            if alert:
                 ledger.left(self, was_in=True)
+
+    # Keyword-only for type checkers (see Track), not for the interpreter: CPython 3.11 calls a function with keyword-only
+    # defaults by a path that costs a tenth of all of `with track("x")`; a method would cost another.
+    def track(
+        thing: Any = NOTHING,
+        /,
+        label: str | None = None,
+        drain_timeout: float | None = None,
+        heartbeat_timeout: float | None = None,
+    ) -> Any:
+        if type(thing) is str and drain_timeout is None and heartbeat_timeout is None:
+            hold = BoundHold()
+            hold.name = thing
+            return hold
+        return slow(thing, label, drain_timeout, heartbeat_timeout)
 
     def set_clock(other: Callable[[], float]) -> None:
         nonlocal clock
         clock = other
 
-    return BoundHold, set_clock
+    def set_alert(raised: bool) -> None:  # noqa: FBT001 - a callback's one argument
+        nonlocal alert
+        alert = raised
+
+    ledger.alerted = set_alert
+    track.__doc__ = slow.__doc__
+    return Kit(BoundHold, track, set_clock)
 
 
 def _again(ledger: Ledger, hold: Hold) -> Tracker:

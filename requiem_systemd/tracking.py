@@ -5,26 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any, Final, TypeVar, overload
+from typing import Any, TypeVar
 
 from requiem_systemd.errors import DrainingError
 from requiem_systemd.joins import Joins, is_function, qualified, refuse
 from requiem_systemd.ledger import JOB, Ledger, More, Record
 from requiem_systemd.protocol import length
-from requiem_systemd.tracker import Handle, Hold, Tracker, tracker_type
+from requiem_systemd.tracker import NOTHING, Handle, Hold, Track, Tracker, kit
 
 J = TypeVar("J")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-_NOTHING: Final[Any] = object()
 
 
 class Tracking:
     """Opens trackers in one ledger; works whether or not the service is armed."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
-        self._hold, self._set_clock = tracker_type(self.ledger)
+        self.ledger: Ledger = Ledger()
+        made = kit(self.ledger, self._track)
+        self._hold, self._set_clock = made.hold, made.set_clock
+        self.track: Track = made.track
         self._joins = Joins(self.ledger, self._watch)
 
     def _watch(self, fd: int, ended: Callable[[], object]) -> None:
@@ -35,26 +36,7 @@ class Tracking:
         self.ledger.clock = clock
         self._set_clock(clock)
 
-    @overload
-    def track(self, thing: str, /, *, drain_timeout: float | None = ..., heartbeat_timeout: float | None = ...) -> Hold: ...
-    @overload
-    def track(
-        self, /, *, label: str | None = ..., drain_timeout: float | None = ..., heartbeat_timeout: float | None = ...
-    ) -> Hold: ...
-    @overload
-    def track(
-        self, thing: T, /, *, label: str | None = ..., drain_timeout: float | None = ..., heartbeat_timeout: float | None = ...
-    ) -> T: ...
-    # Keyword-only for type checkers, not for the interpreter: CPython 3.11 calls a function with keyword-only defaults by a path
-    # that costs a tenth of all of `with track("x")`.
-    def track(
-        self,
-        thing: Any = _NOTHING,  # noqa: ANN401 - see the overloads
-        /,
-        label: str | None = None,
-        drain_timeout: float | None = None,
-        heartbeat_timeout: float | None = None,
-    ) -> Any:  # noqa: ANN401
+    def _track(self, thing: Any, label: str | None, drain_timeout: float | None, heartbeat_timeout: float | None) -> Any:
         """Hold the stop while something runs.
 
         - `track("label")`: a context manager, plain or async, from its entry to its end; also a decorator for functions, coroutine
@@ -70,18 +52,11 @@ class Tracking:
         Raises DrainingError on entry once the service has stopped, ValueError for negative, NaN or infinite lengths, TypeError
         for a coroutine object, a class, or anything else that has no end, with what to write instead.
         """
-        if type(thing) is str and drain_timeout is None and heartbeat_timeout is None:
-            hold = self._hold()
-            hold.name = thing
-            return hold
-        return self._track(thing, label, drain_timeout, heartbeat_timeout)
-
-    def _track(self, thing: Any, label: str | None, drain_timeout: float | None, heartbeat_timeout: float | None) -> Any:  # noqa: ANN401
         more = _more(JOB, drain_timeout, heartbeat_timeout)
-        if thing is _NOTHING and label is None:
+        if thing is NOTHING and label is None:
             return lambda function: self._track(function, None, drain_timeout, heartbeat_timeout)
-        if thing is _NOTHING or isinstance(thing, str):
-            return self.open(label if thing is _NOTHING else thing, more)
+        if thing is NOTHING or isinstance(thing, str):
+            return self.open(label if thing is NOTHING else thing, more)
         if self._joins.hold(thing, label, more):
             return thing
         if is_function(thing) or isinstance(thing, (staticmethod, classmethod)):

@@ -36,12 +36,13 @@ class WayOut:
     def __init__(self, setting: Setting, extender: Extender) -> None:
         self._setting = setting
         self._extender = extender
-        self.stopped = Latch()
-        self.status = 0
+        self.stopped: Latch = Latch()
+        self.status: int = 0
         self.forced = False
         self.gate: Gate | None = None
         self.main_is_free: Callable[..., bool] = _never
         self.deferred: list[int] = []
+        self.others: bool = False
         self._since = 0.0
         self._expelling = False
 
@@ -68,15 +69,19 @@ class WayOut:
             LOG.warning("every stop signal's handler was replaced: the main thread is not told to leave", extra=journal.record("mistake"))
 
     def _let_out(self) -> None:
+        self.others = self._tell_others()
         self.stopped.set()
-        if self.gate is not None:
-            for number in self.deferred:
-                self.gate.forward(number)
-            if self.gate.has_chained():
-                self.gate.call_chained()
-                self._setting.loop.alarm(self.expel, self._setting.now() + CHAINED_GRACE)
-                return
-        self.expel()
+        if self.others:
+            self._setting.loop.alarm(self.expel, self._setting.now() + CHAINED_GRACE)
+        else:
+            self.expel()
+
+    def _tell_others(self) -> bool:
+        """Pass the stop on to whoever had its signals before us, or took them since; say whether there is anybody."""
+        if self.gate is None:
+            return False
+        told = [self.gate.forward(number) for number in self.deferred]
+        return (self.gate.has_chained() and self.gate.call_chained()) or any(told)
 
     def _tick(self) -> None:
         elapsed = self._setting.now() - self._since

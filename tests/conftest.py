@@ -23,9 +23,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of our own; here, since pytest asks only the uppermost conftest.py in time."""
     group = parser.getgroup("requiem_systemd")
     group.addoption("--full", action="store_true", help="20 repetitions of what is random instead of 3")
-    group.addoption("--sandbox-root", default="/", metavar="DIR", help="the tree whose systemd is used (default: /)")
-    group.addoption("--sandbox-bind", action="append", default=[], metavar="PATH", help="share PATH with it, live")
-    group.addoption("--sandbox-python", default=sys.executable, metavar="PATH", help="the Python of units in it")
+    group.addoption(
+        "--sandbox-root", default="/", metavar="DIR", help="the tree whose systemd is used (default: /)"
+    )
+    group.addoption(
+        "--sandbox-bind", action="append", default=[], metavar="PATH", help="share PATH with it, live"
+    )
+    group.addoption(
+        "--sandbox-python", default=sys.executable, metavar="PATH", help="the Python of units in it"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +83,7 @@ def _held() -> Held:
 
 
 def _left(before: Held) -> Held:
-    """Return what is held now and was not before; of threads, those that somebody has to wait for, and our own."""
+    """Return what is held now and was not before; of threads, those to be waited for, and our own."""
     now = _held()
     threads = {t for t in now.threads - before.threads if not t.daemon or t.name.startswith("requiem-")}
     processes, descriptors = _of_multiprocessing()
@@ -126,7 +132,13 @@ def _described(left: Held) -> Iterator[str]:
         yield f"descriptor {number} ({what})"
     for child in sorted(left.children):
         try:
-            words = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            words = (
+                Path(f"/proc/{child}/cmdline")
+                .read_bytes()
+                .replace(b"\0", b" ")
+                .decode(errors="replace")
+                .strip()
+            )
         except FileNotFoundError:
             words = ""
         yield f"child {child} ({words or 'ended, not waited for'})"

@@ -2,9 +2,10 @@
 
 Standard library only, and fit for Debian's python3: it runs before there is any virtual environment.
 
-There are two virtual environments for each Python. One holds everything from the index, is shared by all checkouts,
-and is named after the lists it was made from. The other is thin, belongs to one checkout, looks into the first, and
-holds the package itself, editable: two checkouts that are tested at the same time never test each other's code.
+There are two virtual environments for each Python. One holds everything from the index, is shared by all
+checkouts, and is named after the lists it was made from. The other is thin, belongs to one checkout, looks
+into the first, and holds the package itself, editable: two checkouts that are tested at the same time never
+test each other's code.
 """
 
 from __future__ import annotations
@@ -48,16 +49,22 @@ FOLDERS: Final = {
 PORTABLE: Final = ("unit", "property", "process")
 EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "systemd", "roots", "slow")
 PARTS: Final = (*EVERYTHING, "bench")
+GROUPS: Final = ("tests", "lint", "types")
 NEEDS_ROOT: Final = ("systemd", "roots")
 
 #: Debian packages: what the virtual environment needs to be made, and what parts need beside it.
 BASE: Final = ("gcc", "libsystemd-dev", "pkg-config", "python3-dev", "python3-venv")
+#: What debian/control asks for, and the tools around it.
+PACKAGING: Final = (
+    *("build-essential", "debhelper", "dh-python", "dpkg-dev", "git", "lintian", "pybuild-plugin-pyproject", "python3-all"),
+    *("python3-hatchling", "python3-pytest", "python3-pytest-timeout", "python3-sdnotify", "python3-systemd"),
+)
 PACKAGES: Final = {
     "unit": ("redis-server",),
     "process": ("redis-server",),
     "systemd": ("redis-server", "systemd-container"),
     "bench": ("redis-server",),
-    "slow": ("redis-server", "systemd-container"),
+    "slow": ("redis-server", "systemd-container", *PACKAGING),
     "roots": ("mmdebstrap", "systemd-container"),
 }
 
@@ -111,7 +118,13 @@ def step(text: str) -> Iterator[None]:
 def quietly(*argv: str | os.PathLike[str], env: dict[str, str] | None = None) -> None:
     """Run a command whose output matters only when it fails."""
     done = subprocess.run(
-        argv, check=False, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        argv,
+        check=False,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode:
         message = f"{shlex.join(map(str, argv))} failed with status {done.returncode}:\n{done.stdout}"
@@ -136,7 +149,7 @@ def install(packages: Sequence[str]) -> None:
         try:
             quietly(*apt, env=env)
         except NotReadyError:
-            # The usual reason: no package lists, or old ones. Some other repository's may fail to come; apt will tell.
+            # The usual reason: no package lists, or old ones. If another repository fails, never mind.
             subprocess.run(("apt-get", "--quiet", "update"), check=False, env=env, stdout=subprocess.DEVNULL)
             quietly(*apt, env=env)
     if "redis-server" in lacking and shutil.which("systemctl") is not None:
@@ -158,8 +171,10 @@ def no_services_started() -> Iterator[None]:
     if policy.exists():
         yield  # the administrator's own policy
         return
-    policy.write_text(f"#!/bin/sh\n# left by a test run; harmless, and to be deleted, when {os.getpid()} is gone\n"
-                      f"kill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n")
+    policy.write_text(
+        f"#!/bin/sh\n# left by a test run; harmless, and to be deleted, when {os.getpid()} is gone\n"
+        f"kill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n"
+    )
     policy.chmod(0o755)
     try:
         yield
@@ -179,14 +194,14 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "requiem-systemd"
 
 
-def requirements() -> list[str]:
-    """Return all that pyproject.toml asks for: dependencies, extras, groups."""
+def requirements(groups: Sequence[str]) -> list[str]:
+    """Return what pyproject.toml asks for: dependencies, extras, groups."""
     declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     found = list(declared["project"].get("dependencies", ()))
     for extra in declared["project"].get("optional-dependencies", {}).values():
         found += extra
-    for group in declared.get("dependency-groups", {}).values():
-        found += [entry for entry in group if isinstance(entry, str)]
+    for group in groups:
+        found += declared["dependency-groups"][group]
     own = declared["project"]["name"]  # an extra "all" may name the package itself
     found = sorted({entry for entry in found if not entry.startswith(own)})
     if not installed("libsystemd-dev") and os.geteuid() != 0:
@@ -224,10 +239,10 @@ def make(path: Path, content: str, build: Callable[[], None]) -> None:
         os.utime(stamp)  # prune() goes by it
 
 
-def virtual_environment() -> Path:
+def virtual_environment(groups: Sequence[str]) -> Path:
     """Return this checkout's virtual environment for the Python that runs this, made if need be."""
     version = ".".join(platform.python_version_tuple()[:2])
-    wanted = requirements()
+    wanted = requirements(groups)
     release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     origin = (sys.version, sys.base_prefix, release)
     shared = cache() / f"venv-{version}-{digest(*origin, *wanted)}"
@@ -244,8 +259,18 @@ def virtual_environment() -> Path:
         with step(f"installing {CHECKOUT}, editable, in {own}"):
             quietly(sys.executable, "-m", "venv", "--without-pip", own)
             packages = f"lib/python{version}/site-packages"
-            (own / packages / "_shared.pth").write_text(f"{shared / packages}\n")
-            pip = (python, "-m", "pip", f"--python={own / 'bin' / 'python'}", "--quiet", "--disable-pip-version-check")
+            # "checkout" is where a sandbox has it a second time: units with a /tmp or /home of their own may
+            # not see the real one.
+            (own / "checkout").mkdir()
+            (own / packages / "_shared.pth").write_text(f"{shared / packages}\n{own / 'checkout'}\n")
+            pip = (
+                python,
+                "-m",
+                "pip",
+                f"--python={own / 'bin' / 'python'}",
+                "--quiet",
+                "--disable-pip-version-check",
+            )
             quietly(*pip, "install", "--no-deps", "--no-build-isolation", "--editable", CHECKOUT)
             copy_scripts(shared / "bin", own / "bin")
 
@@ -272,7 +297,10 @@ def prune() -> None:
     """Delete virtual environments whose checkout is gone, or that no run has used for a month."""
     for stamp in cache().glob("*/.complete"):
         old = time.time() - stamp.stat().st_mtime > 30 * 24 * 3600
-        orphan = stamp.parent.name.startswith("checkout-") and not Path(stamp.read_text().partition("\n")[0]).exists()
+        orphan = (
+            stamp.parent.name.startswith("checkout-")
+            and not Path(stamp.read_text().partition("\n")[0]).exists()
+        )
         if old or orphan:
             shutil.rmtree(stamp.parent)
 
@@ -299,7 +327,13 @@ def lint(venv: Path) -> Row:
 def types(venv: Path) -> Row:
     """Run the type checkers over the code, the tests, and what users see of the types."""
     own = f"--python-executable={venv / 'bin' / 'python'}"
-    verify = ("pyright", f"--pythonpath={venv / 'bin' / 'python'}", "--ignoreexternal", "--verifytypes", "requiem_systemd")
+    verify = (
+        "pyright",
+        f"--pythonpath={venv / 'bin' / 'python'}",
+        "--ignoreexternal",
+        "--verifytypes",
+        "requiem_systemd",
+    )
     return run_tools("types", venv, ("mypy", own), verify)
 
 
@@ -339,11 +373,11 @@ def roots(arguments: Sequence[str]) -> list[Row]:
     """Run what is portable on other Pythons, and the tests with a real systemd on newer ones."""
     rows = []
     for python in pythons_here("3.12"):
-        rows += report_of("3.12", [python, "-B", str(Path(__file__)), *PORTABLE], arguments)
+        rows += elsewhere("3.12", [python, "-B", __file__], arguments).rows
     for suite, options in SUITES.items():
         begin = time.monotonic()
         try:
-            rows += in_root(suite, root_tree(suite, options), arguments)
+            rows += in_root(root_tree(suite, options), arguments)
         except (NotReadyError, sandbox.SandboxError, subprocess.SubprocessError) as error:
             say(f"{suite}: {error}")
             rows.append(Row(suite, "failed", time.monotonic() - begin))
@@ -352,7 +386,10 @@ def roots(arguments: Sequence[str]) -> list[Row]:
 
 def pythons_here(version: str) -> list[str]:
     """Return one interpreter of that version that really runs (a pyenv shim may not), or none."""
-    candidates = [shutil.which(f"python{version}") or "", *Path.home().glob(f".pyenv/versions/{version}*/bin/python")]
+    candidates = [
+        shutil.which(f"python{version}") or "",
+        *Path.home().glob(f".pyenv/versions/{version}*/bin/python"),
+    ]
     for candidate in filter(None, map(str, candidates)):
         test = subprocess.run((candidate, "-c", "import ctypes, ssl, venv"), check=False, capture_output=True)
         if test.returncode == 0:
@@ -374,33 +411,51 @@ def root_tree(suite: str, options: Sequence[str]) -> Path:
     return path
 
 
-def in_root(suite: str, tree: Path, arguments: Sequence[str]) -> list[Row]:
-    """Run the portable parts inside a booted container of that tree; then, from here, the systemd tests against it."""
+def in_root(tree: Path, arguments: Sequence[str]) -> list[Row]:
+    """Run the portable parts in a booted container of that tree, and the systemd tests against it."""
     with sandbox.Sandbox(tree, bind=(CHECKOUT, cache())) as box:
         for name in NETWORK_FILES:
             path = Path(name).expanduser()
             if path.is_file():
                 box.write(path, path.read_text())
         env = {key: value for key, value in os.environ.items() if key.startswith(NETWORK_ENVIRONMENT)}
-        env |= {"REQUIEM_TEST_CACHE": str(cache()), "TERM": os.environ.get("TERM", "dumb"), "COLUMNS": "120"}
-        version = box.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
-        words = ["/usr/bin/python3", "-B", str(Path(__file__)), "--inside", *PORTABLE]
-        return report_of(version, box.command(*words, env={**sandbox.ENVIRONMENT, **env}, cwd=CHECKOUT), arguments)
+        env |= {**sandbox.ENVIRONMENT, "REQUIEM_TEST_CACHE": str(cache())}
+        label = box.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
+        systemd = box.systemd_version
+        command = box.command("/usr/bin/python3", "-B", __file__, env=env, cwd=CHECKOUT)
+        inside = elsewhere(label, command, arguments)
+    if not inside.venv:
+        return inside.rows
+    there = (
+        f"--sandbox-root={tree}",
+        f"--sandbox-bind={cache()}",
+        f"--sandbox-python={inside.venv}/bin/python",
+    )
+    ours = virtual_environment(GROUPS)
+    return [*inside.rows, run_pytest("systemd", ours, (*there, *arguments), name=f"systemd {systemd}")]
 
 
-def report_of(label: str, command: Sequence[str], arguments: Sequence[str]) -> list[Row]:
-    """Run this script by another Python, and return the lines of its table."""
-    with tempfile.NamedTemporaryFile(dir=cache(), prefix="report-", suffix=".json") as report:
-        status = subprocess.run((*command, f"--report={report.name}", *arguments), check=False).returncode
-        text = report.read().decode()
+@dataclasses.dataclass
+class Report:
+    """What a run by another Python hands back."""
+
+    rows: list[Row]
+    venv: str = ""
+
+
+def elsewhere(label: str, command: Sequence[str], arguments: Sequence[str]) -> Report:
+    """Run the portable parts by this script under another Python."""
+    with tempfile.NamedTemporaryFile(dir=cache(), prefix="report-", suffix=".json") as file:
+        words = (*command, f"--report={file.name}", *PORTABLE, *arguments)
+        subprocess.run(words, check=False)
+        text = file.read().decode()
     if not text:
-        return [Row(label, "failed")]
-    rows = [Row(**row) for row in json.loads(text)]
-    if status and all(row.verdict == "ok" for row in rows):
-        rows.append(Row("end", "failed"))
+        return Report([Row(label, "failed")])
+    report = json.loads(text)
+    rows = [Row(**row) for row in report["rows"]]
     for row in rows:
-        row.part = f"{label} {row.part}"
-    return rows
+        row.part = f"{row.part} {label}"
+    return Report(rows, report["venv"])
 
 
 # -- the whole
@@ -430,14 +485,18 @@ def table(rows: Sequence[Row]) -> str:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split the command line: options of ours, names of parts, then all that is pytest's."""
-    parser = argparse.ArgumentParser(prog="tests/run", description="Run the tests.", allow_abbrev=False)
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("parts", nargs="*", choices=(*PARTS, []), metavar="PART", help=", ".join(PARTS))
+    parser = argparse.ArgumentParser(
+        prog="tests/run",
+        description="Run the tests: all parts, or those named. What follows them goes to pytest.",
+    )
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)  # we are run by ourselves
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     words = list(argv)
     own = []
-    while words and (words[0] in PARTS or words[0] in ("--inside", "-h", "--help") or words[0].startswith("--report=")):
+    while words and (words[0] in (*PARTS, "-h", "--help") or words[0].startswith("--report=")):
         own.append(words.pop(0))
+    if words and not words[0].startswith("-") and not own:
+        parser.error(f"there is no part {words[0]!r}, only {', '.join(PARTS)}")
     return parser.parse_args(own), words
 
 
@@ -450,22 +509,28 @@ def main(argv: Sequence[str]) -> int:
     if os.geteuid() != 0:
         rows = [Row(part, "LEFT OUT") for part in parts if part in NEEDS_ROOT]
         parts = [part for part in parts if part not in NEEDS_ROOT]
-    if rows:
-        say(f"needs root, left out: {', '.join(row.part for row in rows)}")
+    venv = None
     try:
-        if not options.inside:
+        if not options.report:
             install([*BASE, *(package for part in parts for package in PACKAGES.get(part, ()))])
             prune()
-        venv = virtual_environment()
+        venv = virtual_environment(("tests",) if options.report else GROUPS)
         os.environ["PATH"] = f"{venv / 'bin'}:{os.environ['PATH']}"
         for part in parts:
             rows += run_part(part, venv, arguments)
     except NotReadyError as error:
         say(str(error))
         rows.append(Row("preparation", "failed"))
+    except KeyboardInterrupt:
+        rows.append(Row("the rest", "failed"))
     if options.report:
-        options.report.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
-    say(f"{time.monotonic() - begin:.0f} s in all\n\n{table(rows)}")
+        report = {"rows": [dataclasses.asdict(row) for row in rows], "venv": str(venv or "")}
+        options.report.write_text(json.dumps(report))
+    else:
+        say(f"{time.monotonic() - begin:.0f} s in all\n\n{table(rows)}")
+        for row in rows:
+            if row.verdict == "LEFT OUT":
+                say(f"{row.part} was left out: it needs root")
     return int(any(row.verdict in ("failed", "NO TESTS") for row in rows))
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import re
+import signal
+import subprocess
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tests.systemd.sandbox import Sandbox, missing
+from tests.systemd.sandbox import CHECKOUT, CommandError, Sandbox, SandboxError, missing
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -34,15 +38,24 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Result[pytes
     report = outcome.get_result()
     if report.failed:
         for unit in item.stash.get(UNITS, []):
-            report.sections.append((f"journal of {unit.name}", unit.journal()))
+            try:
+                text = unit.journal()
+            except (CommandError, SandboxError, subprocess.TimeoutExpired) as error:
+                text = str(error)
+            report.sections.append((f"journal of {unit.name}", text))
 
 
 @pytest.fixture(scope="session")
-def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+def sandbox(request: pytest.FixtureRequest, python: str) -> Iterator[Sandbox]:
     """Return a booted container, the same for all tests: name units so that they do not meet."""
     if reason := missing():
         pytest.skip(f"no systemd: {reason}")
-    with Sandbox(request.config.getoption("--sandbox-root"), bind=request.config.getoption("--sandbox-bind")) as box:
+    with Sandbox(
+        request.config.getoption("--sandbox-root"), bind=request.config.getoption("--sandbox-bind")
+    ) as box:
+        second = Path(python).parents[1] / "checkout"
+        if second.is_dir():
+            box.bind(CHECKOUT, at=second)
         yield box
 
 
@@ -90,9 +103,9 @@ class Unit:
         """Reload it."""
         self.box.systemctl("reload", self.name)
 
-    def kill(self, signal: str, whom: str = "main") -> None:
+    def kill(self, name: str, whom: str = "main") -> None:
         """Send it a signal, by name."""
-        self.box.systemctl("kill", f"--signal={signal}", f"--kill-who={whom}", self.name)
+        self.box.systemctl("kill", f"--signal={name}", f"--kill-who={whom}", self.name)
 
     def show(self, *properties: str) -> dict[str, str]:
         """Return properties."""
@@ -101,6 +114,19 @@ class Unit:
     def journal(self) -> str:
         """Return its journal."""
         return self.box.journal(self.name)
+
+    def wait_for(self, text: str, timeout: int = 10) -> str:
+        """Wait until it has written a line with `text` to the journal, and return that line."""
+        follow = ("journalctl", "--follow", "--lines=all", "--output=cat", f"--unit={self.name}")
+        with self.box.popen("timeout", str(timeout), *follow, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            try:
+                return next(line for line in process.stdout if text in line)
+            except StopIteration:
+                pytest.fail(f"{self.name} wrote no {text!r} within {timeout} s")
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
     @property
     def state(self) -> str:
@@ -124,7 +150,9 @@ class Unit:
 
     def stopped(self) -> Stopped:
         """Say how it ended."""
-        values = self.show("Result", "ExecMainStatus", "ActiveExitTimestampMonotonic", "InactiveEnterTimestampMonotonic")
+        values = self.show(
+            "Result", "ExecMainStatus", "ActiveExitTimestampMonotonic", "InactiveEnterTimestampMonotonic"
+        )
         begin, end = (int(values[f"{edge}TimestampMonotonic"]) for edge in ("ActiveExit", "InactiveEnter"))
         return Stopped(values["Result"], int(values["ExecMainStatus"]), (end - begin) / 1e6)
 
@@ -138,14 +166,14 @@ def stop(*units: Unit) -> list[Stopped]:
 class ServiceFactory(Protocol):
     """What the `service` fixture returns."""
 
-    def __call__(self, script: str, **settings: object) -> Unit:
-        """Write a Python script as a unit, with `settings` for [Service] over the usual ones, and start it."""
+    def __call__(self, script: str, *, start: bool = True, **settings: object) -> Unit:
+        """Write a Python script as a unit, with `settings` for [Service] over the usual, and start it."""
 
 
 class ServicesFactory(Protocol):
     """What the `services` fixture returns."""
 
-    def __call__(self, count: int, script: str, **settings: object) -> list[Unit]:
+    def __call__(self, count: int, script: str, *, start: bool = True, **settings: object) -> list[Unit]:
         """Write a Python script as several units, and start them side by side."""
 
 
@@ -155,17 +183,17 @@ def services(sandbox: Sandbox, python: str, request: pytest.FixtureRequest) -> I
     units = request.node.stash.setdefault(UNITS, [])
     stem = re.sub(r"[^A-Za-z0-9]+", "-", request.node.nodeid.rpartition("/")[2]).strip("-")
 
-    def services(count: int, script: str, **settings: object) -> list[Unit]:
+    def services(count: int, script: str, *, start: bool = True, **settings: object) -> list[Unit]:
         new = [Unit(sandbox, f"{stem}-{len(units) + number}.service") for number in range(count)]
         units.extend(new)
         path = f"/run/requiem-tests/{new[0].name.removesuffix('.service')}.py"
         sandbox.write(path, textwrap.dedent(script).lstrip())
         for unit in new:
             sandbox.unit(unit.name, unit_text(f"{python} -u {path}", settings))
-        # systemd forgets a unit that has ended well, with its result and its times, unless another refers to it.
+        # systemd forgets a unit that has ended well, its result and its times, unless another refers to it.
         holder = new[0].name.replace(".service", ".target")
         sandbox.unit(holder, f"[Unit]\nAfter={' '.join(unit.name for unit in new)}\n")
-        sandbox.systemctl("start", holder, *(unit.name for unit in new))
+        sandbox.systemctl("start", holder, *(unit.name for unit in new if start))
         return new
 
     yield services
@@ -181,8 +209,8 @@ def services(sandbox: Sandbox, python: str, request: pytest.FixtureRequest) -> I
 def service(services: ServicesFactory) -> ServiceFactory:
     """Return a function that writes and starts one unit."""
 
-    def service(script: str, **settings: object) -> Unit:
-        return services(1, script, **settings)[0]
+    def service(script: str, *, start: bool = True, **settings: object) -> Unit:
+        return services(1, script, start=start, **settings)[0]
 
     return service
 

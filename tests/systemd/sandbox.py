@@ -2,32 +2,34 @@
 r"""Boot a real systemd in a throw-away container, run commands and units in it.
 
     with Sandbox() as box:
-        box.unit("hello.service", "[Service]\\nExecStart=/bin/echo hello\n")
+        box.unit("hello.service", "[Service]\nExecStart=/bin/echo hello\n")
         box.systemctl("start", "hello")
         print(box.journal("hello"))
 
-or `python3 tests/systemd/sandbox.py [--root DIR] -- COMMAND...`. Needs root and systemd-nspawn, and nothing but the
-standard library. The container is a copy-on-write clone of this machine (or of the tree under `root=`): same
-Python, same checkout, nothing it writes lasts. It boots in about half a second.
+or `python3 tests/systemd/sandbox.py [--root DIR] -- COMMAND...`. Needs root and systemd-nspawn, and nothing
+but the standard library. The container is a copy-on-write clone of this machine (or of the tree under
+`root=`): same Python, same checkout, nothing it writes lasts. It boots in about half a second.
 
 Discussion of strategies:
 
-*systemd on the host's own root* (`unshare --pid --fork /sbin/init`) is out: its tmpfiles step empties the host's /tmp.
+*systemd on the host's own root* (`unshare --pid --fork /sbin/init`) is out: its tmpfiles step empties the
+host's /tmp.
 
-*Own cgroup.* Containers started from one shell would share `/payload`, and on a cgroup v1 hierarchy a systemd in a
-container never waits for other than main processes: kill semantics would be false. So each gets a cgroup of its own
-on the unified hierarchy (on hybrid hosts on the one named systemd too); below a delegated scope where systemd is
-PID 1.
+*Own cgroup.* Containers started from one shell would share `/payload`, and on a cgroup v1 hierarchy a systemd
+in a container never waits for other than main processes: kill semantics would be false. So each gets a cgroup
+of its own on the unified hierarchy (on hybrid hosts on the one named systemd too); below a delegated scope
+where systemd is PID 1.
 
-*Own PID namespace around systemd-nspawn.* nspawn killed leaves its container running. In a PID namespace whose init is
-our launcher, the kernel kills everything, however the launcher dies; and the launcher ends when a pipe does that only
-this process holds, however this process dies.
+*Own PID namespace around systemd-nspawn.* nspawn killed leaves its container running. In a PID namespace
+whose init is our launcher, the kernel kills everything, however the launcher dies; and the launcher ends when
+a pipe does that only this process holds, however this process dies.
 
-*Own mount namespace*, so that the bind mount of `/`, which nspawn wants in place of `/` itself, is seen by nobody else.
+*Own mount namespace*, so that the bind mount of `/`, which nspawn wants in place of `/` itself, is seen by
+nobody else.
 
-*Binding after the boot.* What is hidden in the container (/tmp and /run are its own, other file systems are not part
-of the clone) is moved in with open_tree(2) and move_mount(2) when it is up. `--bind=` would have it there during the
-boot, when systemd-tmpfiles empties /tmp, across mounts.
+*Binding after the boot.* What is hidden in the container (/tmp and /run are its own, other file systems are
+not part of the clone) is moved in with open_tree(2) and move_mount(2) when it is up. `--bind=` would have it
+there during the boot, when systemd-tmpfiles empties /tmp, across mounts.
 
 *READY=1.* `--notify-ready=yes` makes nspawn forward the manager's own READY=1, so nothing polls.
 """
@@ -75,7 +77,7 @@ FOREIGN: Final = re.compile(
 
 _PREFIX: Final = "requiem-sandbox-"
 
-# PID 1 around it all: $1 the tree, $2 where nspawn is to find it, $3 the cgroup.procs files to enter, then nspawn.
+# PID 1 around it all: $1 the tree, $2 where nspawn finds it, $3 the cgroup.procs files to enter, then nspawn.
 # Its standard input is the pipe that ends with the tests; its own end is the end of everything inside.
 _INIT: Final = """
 mount --bind "$1" "$2" || exit
@@ -133,10 +135,12 @@ def missing() -> str:
 class Sandbox:
     """A booted container; everything in it, and every trace of it, ends with the `with` block.
 
-    root             the tree to clone (`/`: this machine)
-    bind             files and folders to share live, at the same path (others are seen as at boot, writes do not
-                     last); the checkout and this Python are seen to without asking
-    private_network  a network of its own with only `lo`, instead of the host's
+    Args:
+        root: the tree to clone (`/`: this machine).
+        bind: files and folders to share live, at the same path. Others are seen as at boot, and what is
+            written there does not last. The checkout and this Python are seen to without asking.
+        private_network: a network of its own with only `lo`, instead of the host's.
+        boot_timeout: seconds until it counts as failed.
     """
 
     def __init__(
@@ -228,7 +232,7 @@ class Sandbox:
         cwd: str | os.PathLike[str] = "/",
         **options: Any,  # whatever Popen takes
     ) -> subprocess.Popen[str]:
-        """Start a command inside; its process group (`os.killpg(process.pid, ...)`) takes signals, the Popen does not."""
+        """Start a command inside; signals reach it by its process group: `os.killpg(process.pid, ...)`."""
         options.setdefault("start_new_session", True)
         return subprocess.Popen(
             self.command(*argv, env={**ENVIRONMENT, **(env or {})}, cwd=cwd), text=True, **options
@@ -241,7 +245,9 @@ class Sandbox:
         if not self.leader:
             message = "the sandbox is not up: use it as a context manager"
             raise SandboxError(message)
-        words = ["nsenter", "--target", str(self.leader), "--all", "--", "env", "--ignore-environment", f"--chdir={cwd}"]
+        # --root: where we are in a chroot ourselves, the root of the mount namespace is still the machine's.
+        words = ["nsenter", f"--target={self.leader}", "--all", "--root", "--"]
+        words += ["env", "--ignore-environment", f"--chdir={cwd}"]
         words += [f"{name}={value}" for name, value in env.items()]
         return [*words, *map(str, argv)]
 
@@ -257,12 +263,12 @@ class Sandbox:
         """Return the text of a file inside."""
         return self.run("cat", path).stdout
 
-    def bind(self, path: str | os.PathLike[str]) -> None:
-        """Share a file or folder of the host, live, at the same path."""
+    def bind(self, path: str | os.PathLike[str], at: str | os.PathLike[str] | None = None) -> None:
+        """Share a file or folder of the host, live, at the same path or another."""
         where = str(Path(path).resolve())
         # A process of its own, because setns(2) wants one with a single thread.
         done = subprocess.run(
-            [sys.executable, "-I", "-S", __file__, "--move-mount", str(self.leader), where],
+            [sys.executable, "-I", "-S", __file__, "--move-mount", str(self.leader), where, at or where],
             check=False,
             capture_output=True,
             text=True,
@@ -296,7 +302,15 @@ class Sandbox:
         """Return what the unit, and the manager about it, wrote to the journal."""
         self.run("journalctl", "--sync")
         return self.run(
-            *("journalctl", "--boot", "--no-pager", "--no-hostname", "--quiet", "--output=short-monotonic", f"--unit={unit}")
+            *(
+                "journalctl",
+                "--boot",
+                "--no-pager",
+                "--no-hostname",
+                "--quiet",
+                "--output=short-monotonic",
+                f"--unit={unit}",
+            )
         ).stdout
 
     @functools.cached_property
@@ -317,7 +331,17 @@ class Sandbox:
             notify.bind(str(self._work / "notify"))
             notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._launcher = subprocess.Popen(
-                [*_delegated(), sys.executable, "-I", "-S", __file__, "--launch", self._work, self.root, *self._options()],
+                [
+                    *_delegated(),
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    __file__,
+                    "--launch",
+                    self._work,
+                    self.root,
+                    *self._options(),
+                ],
                 env={
                     **ENVIRONMENT,
                     "NOTIFY_SOCKET": str(self._work / "notify"),
@@ -369,8 +393,8 @@ class Sandbox:
             bound = not Path(f"/proc/{self.leader}/root{path}").exists()
             if bound:
                 self.bind(path)
-            # Units with DynamicUser= must get there too, past a /root that is closed to others. What is bound is
-            # the host's: only what lies above it is changed.
+            # Units with DynamicUser= must get there too, past a /root that is closed to others. What is bound
+            # is the host's: only what lies above it is changed.
             for folder in path.parents if bound else (path, *path.parents):
                 if not Path(f"/proc/{self.leader}/root{folder}").stat().st_mode & 0o001:
                     closed.add(folder)
@@ -378,7 +402,7 @@ class Sandbox:
             self.run("chmod", "o+x", *closed)
 
 
-# -- the launcher: a process of its own outside the namespaces, so that it can clear up when all inside is gone
+# -- the launcher: a process of its own outside the namespaces, to clear up when all inside is gone
 
 
 def _launch(work: Path, root: str, *options: str) -> None:
@@ -390,7 +414,18 @@ def _launch(work: Path, root: str, *options: str) -> None:
             cgroup.mkdir()
         subprocess.run(
             [
-                *("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "sh", "-c", _INIT, "sh"),
+                *(
+                    "unshare",
+                    "--mount",
+                    "--pid",
+                    "--fork",
+                    "--kill-child=KILL",
+                    "--mount-proc",
+                    "sh",
+                    "-c",
+                    _INIT,
+                    "sh",
+                ),
                 *(root, tree, " ".join(str(cgroup / "cgroup.procs") for cgroup in cgroups)),
                 *(*_NSPAWN, f"--directory={tree}", f"--machine={work.name}", *options, *_CMDLINE),
             ],
@@ -403,14 +438,14 @@ def _launch(work: Path, root: str, *options: str) -> None:
 
 
 def _delegated() -> list[str]:
-    """Say what to put before a command to have a cgroup from the systemd that is PID 1 here; nothing if it is not."""
+    """Say what to put before a command to have a cgroup from the systemd that is PID 1 here, if it is."""
     if not Path("/run/systemd/system").is_dir():
         return []
     return ["systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes", "--"]
 
 
 def _hierarchies() -> list[Path]:
-    """Return this process's cgroup on the unified hierarchy and, where there is one, on the v1 one named systemd."""
+    """Return our cgroup on the unified hierarchy and, on hybrid hosts, on the one named systemd."""
     own = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -438,7 +473,7 @@ def _remove_cgroup(cgroup: Path) -> None:
 
 
 def _clear(work: Path) -> None:
-    """Remove a work folder. Never recursively: should the tree be mounted here after all, that would be its end."""
+    """Remove a work folder; never recursively: were the tree mounted here, that would be its end."""
     for name in ("notify", "console.log", ".#root.lck"):
         (work / name).unlink(missing_ok=True)
     for folder in (work / "root", work):
@@ -474,31 +509,39 @@ def _child_of(parent: int) -> int:
     return 0
 
 
-def _move_mount(leader: int, where: str) -> None:
-    """Make a path of this mount namespace appear at the same path in a container's."""
+def _move_mount(leader: int, source: str, target: str) -> None:
+    """Make a path of this mount namespace appear in a container's."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def call(result: int) -> int:
         if result < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), where)
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), source)
         return result
 
     open_tree, move_mount, at_fdcwd = 428, 429, -100  # the same on every architecture
-    tree = call(libc.syscall(open_tree, at_fdcwd, os.fsencode(where), 0x8001))  # OPEN_TREE_CLONE | AT_RECURSIVE
-    is_folder = Path(where).is_dir()
-    namespace = os.open(f"/proc/{leader}/ns/mnt", os.O_RDONLY)
+    tree = call(
+        libc.syscall(open_tree, at_fdcwd, os.fsencode(source), 0x8001)
+    )  # OPEN_TREE_CLONE | AT_RECURSIVE
+    is_folder = Path(source).is_dir()
+    namespace, root = (os.open(f"/proc/{leader}/{name}", os.O_RDONLY) for name in ("ns/mnt", "root"))
     call(libc.setns(namespace, 0))
-    target = Path(where)
-    (target if is_folder else target.parent).mkdir(parents=True, exist_ok=True)
+    os.fchdir(root)
+    os.chroot(".")
+    path = Path(target)
+    (path if is_folder else path.parent).mkdir(parents=True, exist_ok=True)
     if not is_folder:
-        target.touch()
-    call(libc.syscall(move_mount, tree, b"", at_fdcwd, os.fsencode(where), 0x4))  # MOVE_MOUNT_F_EMPTY_PATH
+        path.touch()
+    call(libc.syscall(move_mount, tree, b"", at_fdcwd, os.fsencode(target), 0x4))  # MOVE_MOUNT_F_EMPTY_PATH
 
 
 def main(argv: list[str]) -> int:
     """Boot, run one command inside with our standard streams, and return its status."""
-    parser = argparse.ArgumentParser(description="Run a command in a throw-away container with a systemd of its own.")
-    parser.add_argument("--root", default="/", metavar="DIR", help="the tree to clone (default: this machine)")
+    parser = argparse.ArgumentParser(
+        description="Run a command in a throw-away container with a systemd of its own."
+    )
+    parser.add_argument(
+        "--root", default="/", metavar="DIR", help="the tree to clone (default: this machine)"
+    )
     parser.add_argument("--bind", action="append", default=[], metavar="PATH", help="share PATH live")
     parser.add_argument("--private-network", action="store_true", help="no network but lo")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
@@ -522,7 +565,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["--launch", work, *rest]:
             _launch(Path(work), *rest)
-        case ["--move-mount", leader, where]:
-            _move_mount(int(leader), where)
+        case ["--move-mount", leader, source, target]:
+            _move_mount(int(leader), source, target)
         case rest:
             sys.exit(main(rest))

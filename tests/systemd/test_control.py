@@ -12,7 +12,7 @@ from tests.systemd.conftest import stop
 if TYPE_CHECKING:
     from tests.systemd.conftest import ServiceFactory, ServicesFactory
 
-#: A job of 6 s in a thread, begun before READY=1; SIGTERM as Python programs take it: SystemExit, then the threads.
+#: A job of 6 s in a thread, begun before READY=1; SIGTERM as usual in Python: SystemExit, then threads.
 JOB = """
 import os, signal, socket, sys, threading, time
 
@@ -67,7 +67,7 @@ def test_hardened_runs(service: ServiceFactory) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
     """
-    unit = service(script, DynamicUser="yes", ProtectSystem="strict", ProtectHome="read-only", PrivateTmp="yes")
+    unit = service(script, DynamicUser="yes", ProtectSystem="strict", ProtectHome="yes", PrivateTmp="yes")
     assert "ran as another" in unit.journal()
 
 
@@ -85,3 +85,9 @@ def test_leftovers_are_waited_for(service: ServiceFactory) -> None:
     assert stopped.result == "success"
     assert 1.5 < stopped.seconds < 3.0
     assert "leftover ends" in unit.journal()
+
+
+def test_journal_is_waited_for(service: ServiceFactory) -> None:
+    """A line that is written later is seen; the rest of the suite waits by it instead of sleeping."""
+    unit = service("import time; time.sleep(0.3); print('here I am'); time.sleep(60)", Type="exec")
+    assert unit.wait_for("here I") == "here I am\n"

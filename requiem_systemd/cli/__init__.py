@@ -1,0 +1,34 @@
+"""The command line: `requiem-systemd VERB ...`. Each verb is a module of its own, loaded when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Each is a module here with `run(argv) -> exit status`.
+VERBS: Final = MappingProxyType({"reload": "have a service reload, wait, and say how it went"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in VERBS:
+        status: int = importlib.import_module(f"{__name__}.{words[0]}").run(words[1:])
+        return status
+    listing = "\n".join(f"  {name:<10}{summary}" for name, summary in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="requiem-systemd",
+        description=f"For services that use requiem_systemd.\n\nverbs:\n{listing}",
+        epilog="requiem-systemd VERB --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=VERBS, metavar="VERB")
+    parser.add_argument("arguments", nargs="*", metavar="...")
+    parser.parse_args(words)
+    return 2

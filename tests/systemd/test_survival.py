@@ -1,0 +1,255 @@
+"""Jobs of three times TimeoutStopSec=2 survive a real `systemctl stop`, whatever form of tracker holds them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.systemd import forms
+from tests.systemd.fleet import Ended, Fleet, rounds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.systemd.conftest import ServiceFactory
+    from tests.systemd.sandbox import Sandbox
+
+pytestmark = pytest.mark.timeout(300)
+
+FORMS: Final = {**forms.THREADS, **forms.COROUTINES}
+#: A watchdog that was fed once must be fed until the exit.
+WATCHED: Final = """
+    def job():
+        with requiem.track("job"):
+            work()
+    requiem.initialize(health=lambda: True)
+    in_thread(job)
+    stay()
+"""
+CONTROL: Final = """
+requiem.initialize = lambda: None
+notify = __import__("sdnotify").SystemdNotifier().notify
+import signal
+def job():
+    notify("READY=1")
+    stopped.wait()
+    time.sleep(6)
+    print("job done")
+stopped = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+threading.Thread(target=job).start()
+"""
+UNGUARDED: Final = """
+import requiem_systemd.extender
+def unwatched(folder):
+    raise OSError("taken out")
+requiem_systemd.extender.Guard = unwatched
+"""
+CLIENT_PATH: Final = "/run/requiem-tests/client.py"
+
+Launch = dict[str, list[Ended]]
+
+
+@pytest.fixture(scope="module")
+def drained(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
+    """Stop every form side by side, each as often as asked for, and say how they ended."""
+    sandbox.write(CLIENT_PATH, forms.CLIENT)
+    request = f"{python} {CLIENT_PATH} %t/%N/http /"
+    found: Launch = {}
+    for number, count in enumerate(rounds(repetitions)):
+        with Fleet(sandbox, python, f"form{number}") as fleet:
+            for name, text in {**FORMS, **forms.ENDS, "watchdog": WATCHED}.items():
+                settings: dict[str, object] = {"asgi": {"ExecStartPost": request}, "watchdog": {"WatchdogSec": 2}}.get(name, {})
+                fleet.add(name, forms.script(text), count, **settings)
+            fleet.add("control", forms.script(CONTROL), count)
+            fleet.start()
+            fleet.stop()
+            for name, ended in fleet.ended().items():
+                found.setdefault(name, []).extend(ended)
+    return found
+
+
+def assert_survived(ended: list[Ended], repetitions: int, *, longer_than: float = 5.9) -> None:
+    """Assert that all jobs were done and all units ended well, and that it took as long as the jobs."""
+    assert len(ended) == repetitions
+    for one in ended:
+        assert one.verdict == ("success", 0), one.journal
+        assert "job done" in one.journal, one.journal
+        assert one.seconds > longer_than, one.journal
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_survives_stop(form: str, drained: Launch, repetitions: int) -> None:
+    """A job of three times TimeoutStopSec ends before `systemctl stop` does, and the unit's result is success."""
+    assert_survived(drained[form], repetitions)
+
+
+@pytest.mark.parametrize("form", forms.ENDS)
+def test_survives_main_threads_end(form: str, drained: Launch, repetitions: int) -> None:
+    """A job ends though the main thread, or what it ran, has ended."""
+    assert_survived(drained[form], repetitions)
+
+
+def test_survives_with_a_watchdog(drained: Launch, repetitions: int) -> None:
+    """With WatchdogSec=2 a healthy service lives through a drain of 6 s."""
+    assert_survived(drained["watchdog"], repetitions)
+
+
+def test_control_dies(drained: Launch) -> None:
+    """The same job without the library is killed at TimeoutStopSec."""
+    for one in drained["control"]:
+        assert one.result == "timeout"
+        assert "job done" not in one.journal
+
+
+@pytest.mark.parametrize("verb", ["daemon-reload", "daemon-reexec"])
+def test_survives_managers_own_reload(verb: str, sandbox: Sandbox, python: str, repetitions: int) -> None:
+    """What has outlived TimeoutStopSec survives a `daemon-reload`; without the guard all of it is killed."""
+    survivors: list[Ended] = []
+    unguarded: list[Ended] = []
+    for number, count in enumerate(rounds(repetitions, 10)):
+        with Fleet(sandbox, python, f"{verb}{number}") as fleet:
+            fleet.add("guarded", forms.script(forms.THREADS["with"]), count)
+            fleet.add("unguarded", UNGUARDED + forms.script(forms.THREADS["with"]), count)
+            fleet.start()
+            fleet.stop(block=False)
+            time.sleep(3)  # past TimeoutStopSec=2 is what this is about
+            sandbox.systemctl(verb)
+            fleet.wait()
+            ended = fleet.ended()
+            survivors += ended["guarded"]
+            unguarded += ended["unguarded"]
+    assert_survived(survivors, repetitions)
+    assert ["timeout"] * repetitions == [one.result for one in unguarded]
+
+
+FASTAPI: Final = """
+import asyncio
+from contextlib import asynccontextmanager
+from fastapi import FastAPI
+from requiem_systemd.asgi import TrackRequests
+
+@asynccontextmanager
+async def lifespan(app):
+    yield
+    print("lifespan shutdown")
+
+async def job():
+    await asyncio.sleep(8)
+    print("job done")
+
+app = FastAPI(lifespan=lifespan)
+
+@app.get("/start")
+async def start():
+    app.state.task = asyncio.create_task(job())
+    return "begun"
+
+app = TrackRequests(app)
+"""
+
+
+def test_fastapi_under_uvicorn(sandbox: Sandbox, python: str, repetitions: int) -> None:
+    """An unchanged FastAPI app's task of 8 s ends under `uvicorn app:app`; its own shutdown runs once, after it."""
+    sandbox.write("/run/requiem-tests/fastapi/app.py", FASTAPI)
+    sandbox.write(CLIENT_PATH, forms.CLIENT)
+    command = f"{Path(python).parent}/uvicorn app:app --uds %t/%N/http --log-level warning"
+    with Fleet(sandbox, python, "fastapi") as fleet:
+        settings = {
+            "TimeoutStopSec": 3,
+            "WorkingDirectory": "/run/requiem-tests/fastapi",
+            "ExecStart": command,
+        }
+        fleet.add("app", "", repetitions, **settings)
+        fleet.start()
+        ask = f'for unit; do {python} {CLIENT_PATH} "/run/${{unit%.service}}/http" /start & done; wait'
+        sandbox.run("sh", "-c", ask, "ask", *fleet.names)
+        fleet.stop()
+        ended = fleet.ended()["app"]
+    assert_survived(ended, repetitions, longer_than=5.0)
+    for one in ended:
+        assert one.journal.count("lifespan shutdown") == 1
+        assert one.journal.index("job done") < one.journal.index("lifespan shutdown")
+
+
+def poll(condition: Callable[[], bool], timeout: float = 15.0) -> None:
+    """Wait until systemd shows something; it has no descriptor for it that a test could wait on."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_stopping_from_a_c_call(service: ServiceFactory) -> None:
+    """STOPPING=1 reaches the manager while the main thread sits in a C call of 2 s."""
+    unit = service("""
+        import hashlib, time, requiem_systemd as requiem
+        begin = time.monotonic()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000)
+        rounds = int(200_000 * 3 / (time.monotonic() - begin))
+        requiem.initialize()
+        requiem.ready()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
+        print("the call returned", flush=True)
+        requiem.wait()
+    """)
+    unit.kill("TERM")  # not a stop: "deactivating" can only come from STOPPING=1
+    poll(lambda: unit.state == "deactivating")
+    assert "the call returned" not in unit.journal()
+    poll(lambda: unit.state == "inactive")
+    assert unit.result == "success"
+
+
+def test_slow_start(service: ServiceFactory) -> None:
+    """A start that outlasts TimeoutStartSec under `starting` is let come up."""
+    unit = service(
+        """
+        import time, requiem_systemd as requiem
+        requiem.initialize()
+        with requiem.starting("warming the cache"):
+            time.sleep(3)
+        requiem.ready("warm")
+        requiem.wait()
+        """,
+        TimeoutStartSec=1,
+    )
+    assert unit.state == "active"
+    assert unit.status_text == "warm"
+    assert unit.stop().result == "success"
+
+
+def test_slow_start_survives_daemon_reload(sandbox: Sandbox, python: str) -> None:
+    """A start that has outlasted TimeoutStartSec survives a `daemon-reload`."""
+    with Fleet(sandbox, python, "slow-start") as fleet:
+        text = """
+            requiem.initialize()
+            with requiem.starting("warming the cache"):
+                time.sleep(4)
+            requiem.ready()
+            stay()
+        """
+        fleet.add("warm", forms.script(text), 1, TimeoutStartSec=1)
+        sandbox.systemctl("start", "--no-block", *fleet.names)
+        time.sleep(2)  # past TimeoutStartSec=1 is what this is about
+        sandbox.systemctl("daemon-reload")
+        poll(lambda: sandbox.show(fleet.names[0], "ActiveState")["ActiveState"] != "activating")
+        assert sandbox.show(fleet.names[0], "ActiveState")["ActiveState"] == "active"
+
+
+def test_watchdog_ends_the_unhealthy(service: ServiceFactory) -> None:
+    """A service whose health check fails is ended by the watchdog."""
+    unit = service(
+        """
+        import requiem_systemd as requiem
+        requiem.initialize(health=lambda: False)
+        requiem.ready()
+        requiem.wait()
+        """,
+        WatchdogSec=1,
+        WatchdogSignal="SIGKILL",
+    )
+    poll(lambda: unit.state == "failed")
+    assert unit.result == "watchdog"

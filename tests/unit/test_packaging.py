@@ -1,0 +1,148 @@
+"""The wheel and the source archive: built offline, they hold what they should and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_string
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from requiem_systemd.cli import VERBS
+
+if TYPE_CHECKING:
+    from email.message import Message
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PACKAGE: Final = ROOT / "requiem_systemd"
+#: What a module folder may hold. Anything else lies there by mistake.
+SUFFIXES: Final = {".py", ".typed"}
+
+pytest.importorskip("hatchling")
+if not PACKAGE.is_dir():
+    pytest.skip("the installed package is tested, there is no tree to build", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build both archives, by hatchling alone: no isolation, thus no network."""
+    target = tmp_path_factory.mktemp("dist")
+    command = (sys.executable, "-m", "hatchling", "build", "--directory", str(target))
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> list[str]:
+    """Return the names of all files in the wheel."""
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+@pytest.fixture(scope="module")
+def metadata(built: Path) -> Message:
+    """Return the wheel's metadata."""
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return message_from_string(archive.read(name).decode())
+
+
+@pytest.fixture(scope="module")
+def sdist(built: Path) -> list[str]:
+    """Return the names of all files in the source archive, without its top folder."""
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        return [member.name.partition("/")[2] for member in archive if member.isfile()]
+
+
+def modules() -> set[str]:
+    """Return the package's files in the tree."""
+    return {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
+def test_wheel_holds_the_package(wheel: list[str]) -> None:
+    """The wheel holds every file of the package, the mark of its types, and its own metadata."""
+    found = {name for name in wheel if ".dist-info/" not in name}
+    assert modules() == found
+    assert "requiem_systemd/py.typed" in found
+
+
+def test_wheel_is_pure(built: Path, wheel: list[str]) -> None:
+    """It installs on every system without a compiler, and brings the licence."""
+    assert [path.name for path in built.glob("*-py3-none-any.whl")] == [path.name for path in built.glob("*.whl")]
+    assert any(name.endswith("/LICENSE") for name in wheel)
+
+
+def test_nothing_foreign_lies_in_the_package() -> None:
+    """A module folder holds Python and nothing else: what lies there is published."""
+    assert set() == {name for name in modules() if Path(name).suffix not in SUFFIXES}
+
+
+def test_sdist_holds_what_a_packager_needs(sdist: list[str]) -> None:
+    """The source archive holds the package, what its tests read, and the papers."""
+    papers = {"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
+    needed = modules() | papers | {"pyproject.toml", "tests/unit/test_packaging.py"}
+    assert set() == needed - set(sdist)
+
+
+def test_sdist_holds_nothing_else(sdist: list[str]) -> None:
+    """What lies about in a working tree is not published; Debian's part comes from its own archive."""
+    tops = {"examples", "man", "requiem_systemd", "tests", "units"}
+    papers = {"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
+    papers |= {".gitignore", "PKG-INFO", "pyproject.toml"}
+    assert set() == {name.partition("/")[0] for name in sdist} - tops - papers
+    assert [name for name in sdist if "__pycache__" in name or name.endswith((".pyc", ".gz"))] == []
+
+
+def test_metadata_asks_for_sdnotify_alone(metadata: Message) -> None:
+    """A plain install needs no compiler: one dependency, pure Python; systemd-python is an extra."""
+    required = metadata.get_all("Requires-Dist", [])
+    assert [one for one in required if "extra ==" not in one] == ["sdnotify>=0.3.1"]
+    assert "systemd" in metadata.get_all("Provides-Extra", [])
+
+
+def test_metadata_is_the_readme(metadata: Message) -> None:
+    """The index shows the README."""
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text().strip()
+
+
+@pytest.mark.timeout(60)
+def test_wheel_runs_from_its_own_files(built: Path, tmp_path: Path) -> None:
+    """Unpacked somewhere else, without the tree, it imports and tracks."""
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import requiem_systemd as r\n"
+        "with r.track('job'): print(r.__file__, r.in_flight()[0].label)"
+    )
+    done = subprocess.run((sys.executable, "-c", code, str(tmp_path)), check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [str(tmp_path / "requiem_systemd" / "__init__.py"), "job"]
+
+
+def test_what_was_ported_says_whose_it_is() -> None:
+    """The ported example, the licence, and Debian's copyright file (where it is there) name the same author and file."""
+    example = "examples/10_seed.py"
+    assert "cluster-requiem" in (ROOT / example).read_text()
+    licence = (ROOT / "LICENSE").read_text()
+    assert f"{example} is ported from cluster-requiem" in licence
+    assert "Copyright (c) 2014 Pagar.me\n" in licence
+    copyright_file = ROOT / "debian" / "copyright"
+    assert not copyright_file.exists() or f"Files: {example}\nCopyright: 2014 Pagar.me\n" in copyright_file.read_text()
+
+
+def test_manual_has_every_verb() -> None:
+    """Each verb of the command has a section of its own in the manual page."""
+    manual = (ROOT / "man" / "requiem-systemd.1").read_text()
+    assert list(VERBS) == re.findall(r"^\.SS (\S+)$", manual, re.MULTILINE)
