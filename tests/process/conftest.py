@@ -30,7 +30,9 @@ class Program:
         self._prefix: list[str] = []
         self.process: subprocess.Popen[Any]
 
-    def start(self, code: str, *, prefix: tuple[str, ...] = (), until: str | None = "running", **env: str) -> Program:
+    def start(
+        self, code: str, *, prefix: tuple[str, ...] = (), until: str | None = "running", **env: str
+    ) -> Program:
         """Run a program, and wait until the unit is in a state."""
         path = self._folder / "program.py"
         path.write_text("import requiem_systemd as requiem\n" + textwrap.dedent(code))

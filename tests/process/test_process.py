@@ -111,7 +111,9 @@ def test_sigquit_while_draining(program: Program) -> None:
 
 def test_sigquit_in_the_main_threads_own_job(program: Program) -> None:
     """A main thread inside the abandoned job is made to leave it."""
-    program.start("import time\nrequiem.initialize()\nwith requiem.track('job'): requiem.ready(); time.sleep(100)")
+    program.start(
+        "import time\nrequiem.initialize()\nwith requiem.track('job'): requiem.ready(); time.sleep(100)"
+    )
     send(program, "SIGQUIT")
     assert 'abandoned "job"' in program.ended(75)
 
@@ -119,7 +121,8 @@ def test_sigquit_in_the_main_threads_own_job(program: Program) -> None:
 def test_sighup_reloads(program: Program) -> None:
     """Under a manager SIGHUP reloads and ends in READY."""
     program.start(
-        JOB + "requiem.initialize(); requiem.on('reload', lambda: print('reloaded')); start(); requiem.ready('up'); time.sleep(100)"
+        JOB
+        + "requiem.initialize(); requiem.on('reload', lambda: print('reloaded')); start(); requiem.ready('up'); time.sleep(100)"
     )
     program.manager.reload()
     program.wait_for(lambda: program.manager.sent == ["READY", "RELOADING", "READY"])
@@ -132,7 +135,9 @@ def test_sighup_reloads(program: Program) -> None:
 def test_nohup(program: Program) -> None:
     """A signal that was ignored when we came stays ignored."""
     program.start(
-        JOB + "requiem.initialize(); print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN); start(); requiem.ready(); time.sleep(100)", prefix=("nohup",)
+        JOB
+        + "requiem.initialize(); print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN); start(); requiem.ready(); time.sleep(100)",
+        prefix=("nohup",),
     )
     send(program, "SIGHUP")
     program.manager.stop()
@@ -308,7 +313,11 @@ def test_a_frameworks_handler(program: Program, when: str) -> None:
     """A handler that was there before us, or came after us, is called once, when the ledger is empty."""
     take = "signal.signal(signal.SIGTERM, lambda *_: print('framework', len(requiem.in_flight())))"
     arm = "requiem.initialize()"
-    program.start(JOB + "\n".join([take, arm] if when == "before" else [arm, take]) + "\nstart(); requiem.ready(); time.sleep(100)")
+    program.start(
+        JOB
+        + "\n".join([take, arm] if when == "before" else [arm, take])
+        + "\nstart(); requiem.ready(); time.sleep(100)"
+    )
     program.manager.stop()
     program.wait_for(lambda: "has seen the begin" in program.manager.status)
     program.manager.kill("SIGTERM")
@@ -434,7 +443,16 @@ def test_a_main_thread_that_works(program: Program) -> None:
     assert "done" in program.ended()
 
 
-@pytest.mark.parametrize("where", ["time.sleep(100)", "threading.Event().wait()", "queue.Queue().get()", "listener.accept()", "select.select([], [], [])"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "time.sleep(100)",
+        "threading.Event().wait()",
+        "queue.Queue().get()",
+        "listener.accept()",
+        "select.select([], [], [])",
+    ],
+)
 def test_a_main_thread_that_blocks(program: Program, where: str) -> None:
     """Wherever it blocks, it is made to leave."""
     program.start(

@@ -31,7 +31,9 @@ class Lifecycle(RuleBasedStateMachine):
         """STOPPING is said at most once, and nothing said READY or RELOADING after it."""
         if Action.SAY_STOPPING in self.said:
             after = self.said[self.said.index(Action.SAY_STOPPING) + 1 :]
-            assert not {Action.SAY_STOPPING, Action.SAY_READY, Action.SAY_RELOADING, Action.RUN_RELOAD} & set(after)
+            assert not {Action.SAY_STOPPING, Action.SAY_READY, Action.SAY_RELOADING, Action.RUN_RELOAD} & set(
+                after
+            )
 
     @invariant()
     def released_at_most_once(self) -> None:

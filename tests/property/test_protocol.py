@@ -7,16 +7,47 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from requiem_systemd.protocol import DATAGRAM_MAX, ProtocolError, clean, decode, duration, encode, read, timespan
+from requiem_systemd.protocol import (
+    DATAGRAM_MAX,
+    ProtocolError,
+    clean,
+    decode,
+    duration,
+    encode,
+    read,
+    timespan,
+)
 from requiem_systemd.testing.unit import Settings, Unit, parse
 
 KEYS = st.from_regex(r"[A-Z][A-Z0-9_]{0,20}", fullmatch=True)
 NAMES = st.sampled_from(
-    "NOTIFY_SOCKET LISTEN_PID LISTEN_FDS LISTEN_FDNAMES LISTEN_PIDFDID WATCHDOG_PID WATCHDOG_USEC SYSTEMD_EXEC_PID JOURNAL_STREAM "
-    "RUNTIME_DIRECTORY MANAGERPID XDG_RUNTIME_DIR REQUIEM_DRAIN_TIMEOUT REQUIEM_REQUEST_TIMEOUT REQUIEM_LAME_DUCK "
-    "REQUIEM_EXIT_TIMEOUT container INVOCATION_ID".split()
+    [
+        "NOTIFY_SOCKET",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+        "LISTEN_PIDFDID",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "SYSTEMD_EXEC_PID",
+        "JOURNAL_STREAM",
+        "RUNTIME_DIRECTORY",
+        "MANAGERPID",
+        "XDG_RUNTIME_DIR",
+        "REQUIEM_DRAIN_TIMEOUT",
+        "REQUIEM_REQUEST_TIMEOUT",
+        "REQUIEM_LAME_DUCK",
+        "REQUIEM_EXIT_TIMEOUT",
+        "container",
+        "INVOCATION_ID",
+    ]
 )
-ANYTHING = st.text(st.characters(codec=None, exclude_categories=())) | st.integers().map(str) | st.just("42") | st.just("jobs")
+ANYTHING = (
+    st.text(st.characters(codec=None, exclude_categories=()))
+    | st.integers().map(str)
+    | st.just("42")
+    | st.just("jobs")
+)
 
 
 @given(st.dictionaries(KEYS, st.text(st.characters(exclude_categories=("C", "Z")), max_size=50), max_size=8))

@@ -18,56 +18,93 @@ import requiem_systemd
 
 PACKAGE: Final = Path(requiem_systemd.__file__).parent
 # Each imports only from those above it. ARCHITECTURE.md shows the same list.
-ORDER: Final = """
-jobinfo
-errors
-latch
-protocol
-lifecycle
-options
-journal
-guard
-loop
-exits
-gate
-notify
-doors
-ledger
-stacks
-decorate
-tracker
-joins
-report
-hooks
-tracking
-setting
-limits
-drain
-extender
-watchdog
-wayout
-engine
-service
-testing.clock
-testing.unit
-testing.mailbox
-testing.store
-testing.child
-testing.inside
-testing.manager
-testing
-testing.plugin
-""".split()
+ORDER: Final = [
+    "jobinfo",
+    "errors",
+    "latch",
+    "protocol",
+    "lifecycle",
+    "options",
+    "journal",
+    "guard",
+    "loop",
+    "exits",
+    "gate",
+    "notify",
+    "doors",
+    "ledger",
+    "stacks",
+    "decorate",
+    "tracker",
+    "joins",
+    "report",
+    "hooks",
+    "tracking",
+    "setting",
+    "limits",
+    "drain",
+    "extender",
+    "watchdog",
+    "wayout",
+    "engine",
+    "service",
+    "testing.clock",
+    "testing.unit",
+    "testing.mailbox",
+    "testing.store",
+    "testing.child",
+    "testing.inside",
+    "testing.manager",
+    "testing",
+    "testing.plugin",
+]
 # What only asks for the process's own service may stand anywhere below it.
-LAZY: Final = ("asyncio", "dataclasses", "inspect", "multiprocessing", "typing_extensions", "unittest", "email", "http", "ssl")
-LINUX_ONLY: Final = (
-    "os.pidfd_open os.register_at_fork os.eventfd os.O_NONBLOCK os.O_CLOEXEC os.memfd_create os.fork os.getuid os.geteuid "
-    "signal.pthread_kill signal.pthread_sigmask signal.SIGHUP signal.SIGQUIT signal.SIGUSR1 signal.SIGCHLD signal.sigwait "
-    "signal.pidfd_send_signal signal.SIG_BLOCK signal.SIG_SETMASK "
-    "select.epoll select.poll select.EPOLLIN select.POLLIN "
-    "socket.AF_UNIX socket.AF_VSOCK socket.SO_PASSCRED socket.SCM_CREDENTIALS socket.SCM_RIGHTS socket.TCP_INFO "
-    "socket.SO_PEERCRED socket.SOCK_SEQPACKET socket.CMSG_SPACE socket.SO_REUSEPORT"
-).split()
+LAZY: Final = (
+    "asyncio",
+    "dataclasses",
+    "inspect",
+    "multiprocessing",
+    "typing_extensions",
+    "unittest",
+    "email",
+    "http",
+    "ssl",
+)
+LINUX_ONLY: Final = [
+    "os.pidfd_open",
+    "os.register_at_fork",
+    "os.eventfd",
+    "os.O_NONBLOCK",
+    "os.O_CLOEXEC",
+    "os.memfd_create",
+    "os.fork",
+    "os.getuid",
+    "os.geteuid",
+    "signal.pthread_kill",
+    "signal.pthread_sigmask",
+    "signal.SIGHUP",
+    "signal.SIGQUIT",
+    "signal.SIGUSR1",
+    "signal.SIGCHLD",
+    "signal.sigwait",
+    "signal.pidfd_send_signal",
+    "signal.SIG_BLOCK",
+    "signal.SIG_SETMASK",
+    "select.epoll",
+    "select.poll",
+    "select.EPOLLIN",
+    "select.POLLIN",
+    "socket.AF_UNIX",
+    "socket.AF_VSOCK",
+    "socket.SO_PASSCRED",
+    "socket.SCM_CREDENTIALS",
+    "socket.SCM_RIGHTS",
+    "socket.TCP_INFO",
+    "socket.SO_PEERCRED",
+    "socket.SOCK_SEQPACKET",
+    "socket.CMSG_SPACE",
+    "socket.SO_REUSEPORT",
+]
 
 
 def name_of(path: Path) -> str:
@@ -125,7 +162,10 @@ def users_of(attribute: str) -> set[str]:
     found = set()
     for user, tree in sources().items():
         named = any(
-            isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.value, ast.Name) and node.value.id == module
+            isinstance(node, ast.Attribute)
+            and node.attr == name
+            and isinstance(node.value, ast.Name)
+            and node.value.id == module
             for node in ast.walk(tree)
         )
         if (module and named) or attribute in imported(tree, top_only=False):
@@ -156,7 +196,14 @@ def run(code: str, *options: str) -> str:
     environ = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "PYTHONWARNINGS": "error"}
     for name in ("NOTIFY_SOCKET", "COVERAGE_PROCESS_START"):
         environ.pop(name, None)
-    shown = subprocess.run([sys.executable, *options, "-c", code], env=environ, capture_output=True, text=True, timeout=15, check=False)
+    shown = subprocess.run(
+        [sys.executable, *options, "-c", code],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
     assert shown.returncode == 0, shown.stderr
     return shown.stdout.strip()
 
@@ -177,7 +224,11 @@ print([name for name in {LAZY!r} if name in sys.modules], threading.active_count
 
 def modules_of_the_package() -> list[str]:
     """Return the names of all modules that can be imported here."""
-    return [info.name for info in pkgutil.walk_packages([str(PACKAGE)], "requiem_systemd.") if "adapters." not in info.name]
+    return [
+        info.name
+        for info in pkgutil.walk_packages([str(PACKAGE)], "requiem_systemd.")
+        if "adapters." not in info.name
+    ]
 
 
 @pytest.mark.parametrize("name", ["requiem_systemd", *modules_of_the_package()])

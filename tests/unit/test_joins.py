@@ -192,7 +192,9 @@ def test_process(manager: FakeManager, service: Service, context: Any, started: 
     assert labels(service) == (["worker 1"] if started else [])
     if not started:
         process.start()
-    assert [(info.label, info.owner) for info in service.in_flight()] == [("worker 1", f"process {process.pid}")]
+    assert [(info.label, info.owner) for info in service.in_flight()] == [
+        ("worker 1", f"process {process.pid}")
+    ]
     manager.stop()
     manager.advance(15)
     assert manager.state == "stop-sigterm"

@@ -155,7 +155,8 @@ def test_a_full_queue_is_not_waited_for_for_ever(receiver: socket.socket) -> Non
 
 
 @pytest.mark.parametrize(
-    "address", ["relative", "vsock", "vsock:1", "vsock:a:b", "vsock-foo:1:2", "vsock:1:2:3", "vsockets:1:2", "vsock::"]
+    "address",
+    ["relative", "vsock", "vsock:1", "vsock:a:b", "vsock-foo:1:2", "vsock:1:2:3", "vsockets:1:2", "vsock::"],
 )
 def test_nonsense(address: str) -> None:
     """An address that sd_notify(3) does not describe is an OSError that says so."""
@@ -220,7 +221,8 @@ def test_many_threads(manager: FakeManager, receiver: socket.socket) -> None:
     """Any thread may send; each message arrives whole."""
     with notifier(receiver.getsockname()) as made:
         threads = [
-            threading.Thread(target=lambda n=n: [made.send({"READY": 1, "N": n}) for _ in range(20)]) for n in range(4)
+            threading.Thread(target=lambda n=n: [made.send({"READY": 1, "N": n}) for _ in range(20)])
+            for n in range(4)
         ]
         for thread in threads:
             thread.start()

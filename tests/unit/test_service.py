@@ -123,7 +123,9 @@ def test_bad_options(options: dict[str, Any]) -> None:
     assert requiem.process._armed is None
 
 
-@pytest.mark.parametrize("options", [{"lame_duck": "job"}, {"health": 1}, {"redact": "x"}, {"request_timeout": None}])
+@pytest.mark.parametrize(
+    "options", [{"lame_duck": "job"}, {"health": 1}, {"redact": "x"}, {"request_timeout": None}]
+)
 def test_options_of_a_wrong_type(options: dict[str, Any]) -> None:
     """What is of the wrong type is a TypeError that names it."""
     with pytest.raises(TypeError, match=next(iter(options))):
@@ -359,7 +361,13 @@ def test_in_flight(manager: FakeManager, service: Service) -> None:
             tracker.status("half")
             manager.advance(2)
             old, new = service.in_flight()
-    assert (old.label, old.age, old.owner, old.status, old.kind) == ("old", 7.0, "thread MainThread", "", "job")
+    assert (old.label, old.age, old.owner, old.status, old.kind) == (
+        "old",
+        7.0,
+        "thread MainThread",
+        "",
+        "job",
+    )
     assert (new.label, new.age, new.status) == ("new", 2.0, "half")
     path, line, function = new.where.rsplit(":", 2)
     assert (path, line.isdecimal(), function) == (__file__, True, "test_in_flight")
@@ -482,7 +490,9 @@ def test_handlers_in_their_loop(manager: FakeManager) -> None:
     assert seen == [True]
 
 
-def test_handlers_run_one_after_another(manager: FakeManager, service: Service, warnings_of: list[str]) -> None:
+def test_handlers_run_one_after_another(
+    manager: FakeManager, service: Service, warnings_of: list[str]
+) -> None:
     """In a thread of their own; one that fails is logged, the rest still run; without an argument too."""
     seen: list[str] = []
 
@@ -560,7 +570,9 @@ def test_reload(kind: str) -> None:
         assert manager.status == "up"
 
 
-def test_a_failed_reload_ends_in_ready(manager: FakeManager, service: Service, warnings_of: list[str]) -> None:
+def test_a_failed_reload_ends_in_ready(
+    manager: FakeManager, service: Service, warnings_of: list[str]
+) -> None:
     """The failure is in STATUS and in the log; the next good reload clears it."""
     fail = [True]
 
@@ -809,7 +821,11 @@ def test_the_unit_may_say_infinity(manager: FakeManager) -> None:
 
 def test_nonsense_in_the_unit(manager: FakeManager, warnings_of: list[str]) -> None:
     """What makes no sense is reported by name and ignored."""
-    nonsense = {"REQUIEM_DRAIN_TIMEOUT": "soon", "REQUIEM_REQUEST_TIMEOUT": "-1", "REQUIEM_LAME_DUCK": "infinity"}
+    nonsense = {
+        "REQUIEM_DRAIN_TIMEOUT": "soon",
+        "REQUIEM_REQUEST_TIMEOUT": "-1",
+        "REQUIEM_LAME_DUCK": "infinity",
+    }
     service = manager.arm(Service(), environ=nonsense, request_timeout=7)
     options = service.engine.setting.options
     assert (options.drain_timeout, options.request_timeout, options.lame_duck) == (None, 7.0, 0.0)
@@ -925,7 +941,10 @@ def test_the_end_of_the_block_is_a_begin() -> None:
 
 def test_the_block_tells_what_was_abandoned() -> None:
     """Jobs that were abandoned are raised at its end."""
-    with pytest.raises(AbandonedError, match="job"), Service(environ={}, signals=False, exit=False, drain_timeout=0) as service:
+    with (
+        pytest.raises(AbandonedError, match="job"),
+        Service(environ={}, signals=False, exit=False, drain_timeout=0) as service,
+    ):
         tracker = service.create_tracker("job")
     tracker.done()
 
