@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
+
+from requiem_systemd.testing import FakeManager
 
 if TYPE_CHECKING:
     from tests.process.conftest import Program
@@ -350,8 +351,6 @@ def test_exit_timeout(program: Program) -> None:
 def test_the_exit_is_held(program: Program) -> None:
     """What runs on the way out is extended for, and shown."""
     program.manager.close()
-    from requiem_systemd.testing import FakeManager
-
     with FakeManager(timeout_stop=0.5) as manager:
         program.manager = manager
         program.start(
@@ -472,8 +471,6 @@ def test_a_main_thread_that_blocks(program: Program, where: str) -> None:
 def test_daemon_reload_in_mid_drain(program: Program) -> None:
     """A real program with a stop timeout that has long passed survives a daemon-reload."""
     program.manager.close()
-    from requiem_systemd.testing import FakeManager
-
     with FakeManager(timeout_stop=0.4) as manager:
         program.manager = manager
         program.start(JOB + "requiem.initialize(); start(); requiem.ready(); time.sleep(100)")
@@ -484,4 +481,3 @@ def test_daemon_reload_in_mid_drain(program: Program) -> None:
         let_go(program)
         program.ended()
         assert manager.result == "success"
-        assert os.path.exists(manager.mailbox.folder)

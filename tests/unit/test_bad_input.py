@@ -13,6 +13,7 @@ import pytest
 import requiem_systemd as requiem
 from requiem_systemd import NotMainThreadError, Service
 from requiem_systemd.protocol import read
+from requiem_systemd.service import process
 
 if TYPE_CHECKING:
     from requiem_systemd.testing import FakeManager
@@ -182,8 +183,8 @@ def test_initialize_in_a_thread() -> None:
     thread.start()
     thread.join()
     assert "signals=False" in str(errors[0])
-    assert requiem.process._armed is None
-    requiem.process.close()
+    assert process._armed is None
+    process.close()
 
 
 def test_initialize_in_a_thread_without_signals() -> None:
@@ -198,7 +199,7 @@ def test_initialize_in_a_thread_without_signals() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    requiem.process.close()
+    process.close()
     assert done == [True]
 
 
