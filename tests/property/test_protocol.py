@@ -7,9 +7,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from requiem_systemd.errors import ProtocolError
 from requiem_systemd.protocol import (
     DATAGRAM_MAX,
-    ProtocolError,
     clean,
     decode,
     duration,

@@ -291,8 +291,8 @@ def test_bad_lengths(service: Service, name: str, length: float) -> None:
     """Lengths that make no sense are a ValueError at the call, whatever is tracked."""
     for call in (service.track, service.create_tracker, service.admit):
         with pytest.raises(ValueError, match=name):
-            call("job", **{name: length})  # type: ignore[operator]
+            call("job", **{name: length})
     with pytest.raises(ValueError, match=name):
-        service.track(threading.Thread(), **{name: length})
+        service.track(threading.Thread(), **{name: length})  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=name):
         service.track(**{name: length})
