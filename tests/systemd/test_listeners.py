@@ -72,10 +72,17 @@ def activated(sandbox: Sandbox, python: str, request: pytest.FixtureRequest) -> 
         unit = Unit(sandbox, f"{stem}-{len(names)}.service")
         units = [f"{unit.name.removesuffix('.service')}{suffix}.socket" for suffix in sockets or {}]
         for name, lines in zip(units, (sockets or {}).values(), strict=True):
-            sandbox.unit(name, f"[Unit]\nStartLimitIntervalSec=0\n[Socket]\nService={unit.name}\n{textwrap.dedent(lines)}\n")
+            sandbox.unit(
+                name,
+                f"[Unit]\nStartLimitIntervalSec=0\n[Socket]\nService={unit.name}\n{textwrap.dedent(lines)}\n",
+            )
         path = f"/run/requiem-tests/{unit.name.removesuffix('.service')}.py"
         sandbox.write(path, textwrap.dedent(script).lstrip())
-        settings = {"Environment": f"PYTHONPATH={CHECKOUT}", **({"Sockets": " ".join(units)} if units else {}), **settings}
+        settings = {
+            "Environment": f"PYTHONPATH={CHECKOUT}",
+            **({"Sockets": " ".join(units)} if units else {}),
+            **settings,
+        }
         sandbox.unit(unit.name, unit_text(f"{python} -u {path}", settings))
         holder = unit.name.replace(".service", ".target")
         sandbox.unit(holder, f"[Unit]\nAfter={unit.name}\n")
