@@ -168,7 +168,7 @@ def accept_now(sock: socket.socket) -> tuple[socket.socket, Address]:
     """
     sock.settimeout(0.0)
     connection, address = socket.socket.accept(sock)
-    connection.settimeout(None)
+    connection.settimeout(socket.getdefaulttimeout())
     return connection, address
 
 

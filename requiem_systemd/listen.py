@@ -16,9 +16,10 @@ import stat
 import sys
 import threading
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from requiem_systemd import journal
+from requiem_systemd.binding import Fallback, replace_stale, resolve, shown
 from requiem_systemd.errors import ListenerError
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
     from requiem_systemd.protocol import Environment
 
 LOG: Final = logging.getLogger("requiem_systemd")
-Fallback: TypeAlias = "tuple[str, int] | str | os.PathLike[str]"
 # The kernel lowers it to net.core.somaxconn; systemd asks for as much as there is.
 BACKLOG: Final = 4096
-PORT_MAX: Final = 65535
 FDNAME_MAX: Final = 255
 
 
@@ -253,19 +252,19 @@ class Listeners:
     # -- binding -------------------------------------------------------------------------------------------------------
 
     def _bind(self, name: str, fallback: Fallback, *, keep: bool) -> Listener:
-        family, address = _resolve(name, fallback)
+        family, address = resolve(name, fallback)
         path = address if isinstance(address, str) and not address.startswith("\0") else None
         sock = Listener(family, socket.SOCK_STREAM)
         try:
             if path is not None:
-                _replace_stale(name, path)
+                replace_stale(name, path)
             elif os.name == "posix":  # elsewhere it would let two servers share the port
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
             sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
-            msg = f"listener {name!r} was not passed and cannot be bound at {_shown(address)}: {error.strerror or error}"
+            msg = f"listener {name!r} was not passed and cannot be bound at {shown(address)}: {error.strerror or error}"
             raise ListenerError(msg) from error
         except BaseException:
             sock.close()
@@ -299,18 +298,9 @@ def listens(sock: socket.socket) -> bool:
 def describe(sock: socket.socket) -> str:
     """Name a socket for people: its address."""
     try:
-        return _shown(sock.getsockname())
+        return shown(sock.getsockname())
     except OSError:
         return "closed"
-
-
-def _shown(address: Any) -> str:
-    if isinstance(address, (str, bytes)):
-        return os.fsdecode(address).replace("\0", "@") or "an AF_UNIX socket without a name"
-    if isinstance(address, tuple) and len(address) > 1:
-        host = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
-        return f"{host}:{address[1]}"
-    return str(address)
 
 
 def _rebuilt(duplicate: Any) -> Listener:
@@ -341,56 +331,3 @@ def _check_name(name: str) -> None:
     if not name or len(name) > FDNAME_MAX or not name.isascii() or not name.isprintable() or ":" in name:
         msg = f"keep=True: {name[:80]!r} cannot be a name in the fd store; use 1 to {FDNAME_MAX} printable ASCII characters without ':'"
         raise ValueError(msg)
-
-
-def _resolve(name: str, fallback: Any) -> tuple[int, Any]:
-    """Return the family and the address to bind."""
-    if isinstance(fallback, (str, os.PathLike)):
-        path = os.fspath(fallback)
-        if not hasattr(socket, "AF_UNIX"):
-            msg = f"listener {name!r}: this system has no AF_UNIX sockets; give fallback=(host, port)"
-            raise ListenerError(msg)
-        return socket.AF_UNIX, "\0" + path[1:] if path.startswith("@") else path
-    match fallback:
-        case (str(), port_given) if type(port_given) is int:
-            host, port = fallback
-        case _:
-            msg = f"fallback={fallback!r}: give (host, port), or a path for AF_UNIX"
-            raise TypeError(msg)
-    if not 0 <= port <= PORT_MAX:
-        msg = f"fallback={fallback!r}: a port is 0 to {PORT_MAX}"
-        raise ValueError(msg)
-    literal = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        found = socket.getaddrinfo(
-            literal or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except OSError as error:
-        msg = f"listener {name!r} was not passed and cannot be bound at {_shown(fallback)}: {error.strerror or error}"
-        raise ListenerError(msg) from error
-    return found[0][0], found[0][4]
-
-
-def _replace_stale(name: str, path: str) -> None:
-    """Remove an AF_UNIX path that nobody listens at, if it is ours; else leave it for bind() to complain about."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        msg = f"listener {name!r} cannot be bound at {path}: there is something that is no socket; it is left alone"
-        raise ListenerError(msg)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            pass
-        except OSError:  # full, of another type, or not to be reached: somebody is there
-            return
-        else:
-            return
-    if found.st_uid != os.geteuid():
-        msg = f"listener {name!r} cannot be bound at {path}: a stale socket of user {found.st_uid} is there; it is not ours to remove"
-        raise ListenerError(msg)
-    os.unlink(path)  # noqa: PTH108 - see unlink()

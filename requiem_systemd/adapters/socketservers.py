@@ -200,7 +200,7 @@ class ServerDoor:
             os.set_blocking(sock.fileno(), False)
         request, address = self._theirs["get_request"]()
         if plain and request.__class__ is not tuple:
-            request.setblocking(True)  # BSD and macOS: the listener's flag is inherited
+            request.settimeout(socket.getdefaulttimeout())  # BSD and macOS: the listener's flag is inherited
         return request, address
 
     def _plain(self) -> bool:
