@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tests.systemd.conftest import Unit, unit_text
+from tests.systemd.conftest import UNITS, Unit, unit_text
 from tests.systemd.load import Figures, Load
 from tests.systemd.sandbox import CHECKOUT, Sandbox
 
@@ -87,21 +87,17 @@ def activated(sandbox: Sandbox, python: str, request: pytest.FixtureRequest) -> 
         holder = unit.name.replace(".service", ".target")
         sandbox.unit(holder, f"[Unit]\nAfter={unit.name}\n")
         names.extend((unit.name, *units))
+        request.node.stash.setdefault(UNITS, []).append(unit)
         sandbox.systemctl("start", holder, *units, unit.name)
         return unit
 
     yield activated
     if names:
-        if request.node.stash.get(FAILED, False):
-            print("\n".join(sandbox.journal(name) for name in names))
         sockets_first = sorted(names, key=lambda name: not name.endswith(".socket"))
         sandbox.systemctl("stop", "--no-block", *sockets_first, check=False)
         sandbox.systemctl("kill", "--signal=KILL", *names, check=False)
         sandbox.systemctl("stop", *sockets_first, check=False)
         sandbox.systemctl("reset-failed", *names, check=False)
-
-
-FAILED = pytest.StashKey[bool]()
 
 
 def test_each_kind_is_passed(activated: Setup, sandbox: Sandbox, free_port: int) -> None:
