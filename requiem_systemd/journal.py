@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
+import socket
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -50,12 +52,15 @@ def record(kind: str, **fields: object) -> dict[str, object]:
 class JournalHandler(logging.Handler):
     """Writes each record once: by `send`, else on stderr. Nothing that goes wrong here reaches who logged.
 
-    `send` is systemd.journal's sendv, which takes one "FIELD=value" an argument; None: there is none.
+    `send` is systemd.journal's sendv, which takes one "FIELD=value" an argument; None: there is none. It blocks, and holds the GIL,
+    while the journal's queue is full (journald hangs, or is flooded). So `probe`, a socket connected to the same queue, is asked
+    first; stderr blocks too then, but its own thread only, and after some hundred kilobytes.
     """
 
-    def __init__(self, send: Send | None) -> None:
+    def __init__(self, send: Send | None, probe: socket.socket | None = None) -> None:
         super().__init__()
         self.send = send
+        self._probe = probe
         self._taken: tuple[logging.Logger, bool, int, int] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -68,13 +73,29 @@ class JournalHandler(logging.Handler):
             self.handleError(record)
 
     def _sent(self, record: logging.LogRecord, text: str) -> bool:
-        if self.send is None:
+        if self.send is None or not self._has_room():
             return False
         try:
             self.send(*fields(record, text))
         except Exception:  # noqa: BLE001 - OSError as a rule; whatever it is, the record is to be seen
             return False
         return True
+
+    def _has_room(self) -> bool:
+        if self._probe is None:
+            return True
+        poller = (
+            select.poll()
+        )  # unix(7): a connected datagram socket is writable while its peer's queue has room
+        poller.register(self._probe, select.POLLOUT)
+        return bool(poller.poll(0))
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+        super().close()
 
     def take(self, logger: logging.Logger) -> None:
         """Become the one way out of a logger, INFO included unless its user chose a level for it."""
@@ -131,7 +152,8 @@ def install(environment: Environment, fd: int = 2) -> None:
     """Send the library's log records to the journal where that is where they end: where `fd` is its stream."""
     uninstall()
     if is_journal(environment, fd):
-        JournalHandler(_native()).take(LOG)
+        send = _native()
+        JournalHandler(send, connected(_SOCKET) if send else None).take(LOG)
 
 
 def uninstall() -> None:
@@ -166,6 +188,17 @@ def _native() -> Send | None:
         return None
     send: Send = sendv
     return send
+
+
+def connected(path: str) -> socket.socket | None:
+    """Return a socket that sends to a datagram socket's queue; None where there is none."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        return None
+    return sock
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -15,13 +15,12 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from requiem_systemd import journal
 from requiem_systemd.errors import ListenerError
-from requiem_systemd.notify import Notifier
 from requiem_systemd.protocol import Environment
 
 LOG: Final = logging.getLogger("requiem_systemd")
@@ -81,13 +80,15 @@ class _Kept:
 class Listeners:
     """All listeners of one service.
 
-    `environment` tells what the manager passed, `notifier` who is told what to keep; both are asked when they are needed.
+    `environment` says what the manager passed, `send` tells it what to keep, with descriptors; both are called when they are needed.
     Works before the service is armed: what has been handed out stays the same.
     """
 
-    def __init__(self, environment: Callable[[], Environment], notifier: Callable[[], Notifier]) -> None:
+    def __init__(
+        self, environment: Callable[[], Environment], send: Callable[[Mapping[str, object], Sequence[int]], bool]
+    ) -> None:
         self._environment = environment
-        self._notifier = notifier
+        self._send = send
         self._lock = threading.Lock()
         self._passed: Mapping[str, tuple[Listener, ...]] | None = None
         self._unusable: dict[str, str] = {}
@@ -255,7 +256,7 @@ class Listeners:
 
     def _store(self, name: str, sock: socket.socket) -> bool:
         try:
-            return self._notifier().send({"FDSTORE": 1, "FDNAME": name}, fds=[sock.fileno()])
+            return self._send({"FDSTORE": 1, "FDNAME": name}, [sock.fileno()])
         except OSError as error:
             LOG.warning("listener %r cannot be kept in the manager's fd store: %s", name, error, extra=journal.record("mistake"))
             return False

@@ -47,8 +47,8 @@ def connect(address: str) -> socket.socket:
         scheme, cid, port = address.split(":")
         kinds = {"vsock": socket.SOCK_SEQPACKET, "vsock-stream": socket.SOCK_STREAM}
         kinds |= {"vsock-dgram": socket.SOCK_DGRAM, "vsock-seqpacket": socket.SOCK_SEQPACKET}
-        sock = socket.socket(socket.AF_VSOCK, kinds[scheme])
         target = (int(cid), int(port))
+        sock = socket.socket(socket.AF_VSOCK, kinds[scheme])
     try:
         sock.settimeout(PATIENCE)
         sock.connect(target)  # type: ignore[arg-type] # one of the two address forms

@@ -51,7 +51,7 @@ class Service(Tracking):
         self._armed: Options | None = None
         self._stand_in: _StandIn | None = None
         self._main = ""
-        self._fork_mask: set[Any] = set()
+        self._fork_masks: dict[int, set[Any]] = {}  # by thread: several may fork at once
         self._hooked = False
         self._fresh()
 
@@ -60,7 +60,7 @@ class Service(Tracking):
         self.environment: Environment = Environment()
         self._peeked: Environment | None = None
         self.doors: Doors = Doors()
-        self.listening: Listeners = Listeners(self._told, self._notifier)
+        self.listening: Listeners = Listeners(self._told, self._send)
         self._acceptors: dict[int, Acceptor] = {}
         self.hooks: Hooks = Hooks(self.ledger)
         self._engine: Engine | None = None
@@ -345,11 +345,15 @@ class Service(Tracking):
             self._peeked = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
         return self._peeked
 
-    def _notifier(self) -> Notifier:
-        """Return who speaks to the manager, also before the service is armed."""
+    def _send(self, assignments: Mapping[str, object], fds: Sequence[int]) -> bool:
+        """Tell the manager, also before the service is armed."""
         if self._engine is not None and self._engine.notifier:
-            return self._engine.notifier
-        return Notifier(self._told().notify_socket)
+            return self._engine.notifier.send(assignments, fds)
+        notifier = Notifier(self._told().notify_socket)
+        try:
+            return notifier.send(assignments, fds)
+        finally:
+            notifier.close()
 
     def follow(self, record: Record, pid: int) -> None:
         """Hold the stop by a record that is entered until a child process has ended; it is not reaped here."""
@@ -407,11 +411,11 @@ class Service(Tracking):
 
     def _before_fork(self) -> None:
         if self.gate is not None:
-            self._fork_mask = self.gate.hold()
+            self._fork_masks[threading.get_ident()] = self.gate.hold()
 
     def _after_fork(self) -> None:
         if self.gate is not None:
-            self.gate.unhold(self._fork_mask)
+            self.gate.unhold(self._fork_masks.pop(threading.get_ident(), set()))
 
     def _forked(self) -> None:
         """In a fork's child: nothing of the parent's is in flight here, and nobody hears of us."""
@@ -422,7 +426,7 @@ class Service(Tracking):
         self.ledger.reset()
         if engine is not None:
             if engine.wayout.gate is not None:
-                engine.wayout.gate.disarm_child(self._fork_mask)
+                engine.wayout.gate.disarm_child(self._fork_masks.pop(threading.get_ident(), set()))
             engine.close_child()
         journal.uninstall()
         listening = self.listening

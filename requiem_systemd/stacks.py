@@ -136,8 +136,16 @@ def describe(entry: Entry, age: float, redact: Any = None) -> JobInfo:
     owner = task_of(entry)
     label, status = clean(entry.name), clean(more.status) if more else ""
     if redact is not None:
-        label, status = clean(redact(label)), clean(redact(status)) if status else ""
+        label, status = _redacted(redact, label), _redacted(redact, status) if status else ""
     return JobInfo(label, age, owner_name(owner), status, place(owner), more.kind if more else JOB)
+
+
+def _redacted(redact: Any, text: str) -> str:  # noqa: ANN401 - see describe
+    """Show what a user's function leaves of a text; nothing of it where that fails, for the drain must go on."""
+    try:
+        return clean(redact(text))
+    except Exception as error:  # noqa: BLE001 - user code
+        return f"<redact failed: {type(error).__name__}>"
 
 
 def brief(job: JobInfo) -> str:

@@ -66,7 +66,10 @@ class Tracker:
         """Say that it is alive; counts against `heartbeat_timeout` while draining."""
         more = self._more()
         more.heartbeat = self._ledger.clock()
-        more.stalled = False
+        if more.stalled:  # its silence counts anew
+            more.stalled = False
+            self._ledger.limits_changed = True
+            self._ledger.wake()
 
     def should_stop(self) -> bool:
         """Say whether the drain has begun, this tracker's limit has passed, or it was abandoned."""

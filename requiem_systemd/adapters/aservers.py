@@ -11,9 +11,9 @@ from requiem_systemd.accepting import Host
 from requiem_systemd.listen import describe
 from requiem_systemd.wake import readable
 
-# The loop accepts what waits in one turn, up to its backlog; a listener that never runs dry is closed all the same.
-TURNS: Final = 100
-# From accept() to the first line of a client_connected_cb, asyncio takes four turns.
+# A listener that never runs dry is closed all the same after so many turns of the loop.
+TURNS: Final = 200
+# From accept() to the first line of a client_connected_cb asyncio takes four turns.
 SETTLE: Final = 8
 
 
@@ -36,32 +36,43 @@ class Door:
     def shut(self, done: Callable[[], object]) -> None:
         """Close in the server's loop, its backlog accepted first if it is ours to serve: see doors.Door."""
         try:
-            self._loop.call_soon_threadsafe(self._close, done, TURNS)
+            self._loop.call_soon_threadsafe(self._begin, done)
         except RuntimeError:  # the loop is closed, and its servers with it
             done()
 
-    def _close(self, done: Callable[[], object], turns: int) -> None:
-        sockets = list(self._server.sockets)
-        ours = [sock for sock in sockets if self._host.listening.serves_backlog(sock)]
-        if turns == TURNS:
-            for sock in ours:
-                self._host.listening.unlink(sock)
-        if turns and ours and self._server.is_serving() and readable(*ours, timeout=0):
-            self._loop.call_soon(self._close, done, turns - 1)  # the loop accepts in between
+    def _begin(self, done: Callable[[], object]) -> None:
+        ours, theirs = [], []
+        for sock in self._server.sockets:
+            (ours if self._host.listening.serves_backlog(sock) else theirs).append(sock)
+            self._host.listening.unlink(sock)
+        self._stop_reading(theirs)
+        self._run_dry(done, ours if self._server.is_serving() else [], TURNS, SETTLE)
+
+    def _run_dry(self, done: Callable[[], object], ours: list[Any], turns: int, quiet: int) -> None:
+        """Let the loop accept until nobody has waited for some turns, then close.
+
+        Not at once: between accept() and the making of its transport asyncio drops a connection whose server is closed.
+        """
+        if not quiet:
+            self._close(done)
             return
+        if turns == SETTLE:
+            self._stop_reading(ours)
+        waits = turns > SETTLE and ours and readable(*ours, timeout=0)
+        self._loop.call_soon(self._run_dry, done, ours, max(turns - 1, 0), SETTLE if waits else quiet - 1)
+
+    def _stop_reading(self, sockets: list[Any]) -> None:
         for sock in sockets:
+            with contextlib.suppress(NotImplementedError):  # Windows' loop has no readers
+                self._loop.remove_reader(sock.fileno())
+
+    def _close(self, done: Callable[[], object]) -> None:
+        for sock in self._server.sockets:
             if self._host.listening.was_passed(sock):
                 with _raw(sock) as raw:
                     self._host.doors.watch(raw)
         self._server.close()
-        self._later(done, SETTLE)
-
-    def _later(self, done: Callable[[], object], turns: int) -> None:
-        """Report it closed when what was accepted last has come to its handler, which may track it."""
-        if turns:
-            self._loop.call_soon(self._later, done, turns - 1)
-        else:
-            done()
+        done()
 
 
 @contextlib.contextmanager

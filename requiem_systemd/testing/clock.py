@@ -19,7 +19,7 @@ class Participant(Protocol):
     """Somebody who does things at times of the clock, beside the engines: a `FakeManager`."""
 
     def quiesce(self) -> bool:
-        """Wait for threads that work for an engine; say whether there were any."""
+        """Wait for threads that work for an engine; say whether there may have been any."""
 
     def turn(self) -> bool:
         """Do what is due now; say whether anything was done that an engine may have to answer."""

@@ -60,11 +60,12 @@ class Inside:
         self._service.engine.loop.call(_nothing)
 
     def quiesce(self) -> bool:
-        """Wait for handlers and health checks that run; say whether there were any."""
-        checks = [thread for thread in threading.enumerate() if thread.name == "requiem-health"]
-        for thread in checks:
-            thread.join(PATIENCE)
-        return self._handled() or bool(checks)
+        """Wait for handlers and health checks that run; say whether there may have been any."""
+        checked = self._service.engine.setting.options.health is not None
+        for thread in threading.enumerate() if checked else ():
+            if thread.name == "requiem-health":
+                thread.join(PATIENCE)
+        return self._handled() or checked
 
     def _handled(self) -> bool:
         hooks = self._service.hooks

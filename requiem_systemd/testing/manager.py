@@ -82,9 +82,9 @@ class FakeManager:
         self.unit = Unit(self.settings, self._kill)
         self.mailbox = Mailbox(folder, abstract=abstract)
         self.store = FdStore(self.settings.fd_store_max)
-        self.messages: list[Message] = []
-        self.rejected: list[Message] = []
-        self.kills: list[Kill] = []
+        self._messages: list[Message] = []
+        self._rejected: list[Message] = []
+        self._kills: list[Kill] = []
         self._changed = threading.Condition(threading.RLock())
         self._sockets: list[tuple[str, socket.socket]] = []
         self._inside: Inside | None = None
@@ -127,9 +127,26 @@ class FakeManager:
         return self.unit.status
 
     @property
+    def messages(self) -> list[Message]:
+        """What it was told, and listened to."""
+        self._look()
+        return self._messages
+
+    @property
+    def rejected(self) -> list[Message]:
+        """What it was told and did not listen to: by the wrong process, after the end, or no message."""
+        self._look()
+        return self._rejected
+
+    @property
+    def kills(self) -> list[Kill]:
+        """The signals that it sent."""
+        self._look()
+        return self._kills
+
+    @property
     def sent(self) -> list[str]:
         """The names of all assignments that came, in order, but those that only say how long and what."""
-        self._look()
         quiet = ("STATUS", "EXTEND_TIMEOUT_USEC", "MONOTONIC_USEC")
         return [key for message in self.messages for key in message.values if key not in quiet]
 
@@ -294,8 +311,8 @@ class FakeManager:
         self.mailbox.close()
 
     def __repr__(self) -> str:
-        last = self.messages[-1] if self.messages else None
-        return f"<FakeManager {self.unit.state}, result {self.unit.result}, status {self.unit.status!r}, kills {self.kills}, last {last}>"
+        last = self._messages[-1] if self._messages else None
+        return f"<FakeManager {self.unit.state}, result {self.unit.result}, status {self.unit.status!r}, kills {self._kills}, last {last}>"
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
@@ -304,7 +321,7 @@ class FakeManager:
 
     def _begin(self, now: float) -> None:
         self._started = now
-        self.messages, self.rejected, self.kills = [], [], []
+        self._messages, self._rejected, self._kills = [], [], []
         self.unit.start(now)
 
     def _inside_only(self, call: str) -> None:
@@ -313,6 +330,7 @@ class FakeManager:
             raise RuntimeError(msg)
 
     def _act(self, action: Callable[[], object]) -> None:
+        self._look()
         with self._changed:
             action()
         if self._inside is not None:
@@ -328,14 +346,14 @@ class FakeManager:
     def _find(self, key: str, value: str | None) -> Message | None:
         found = (
             message
-            for message in self.messages
+            for message in self._messages
             if key in message.values and value in (None, message.values[key])
         )
         return next(found, None)
 
     def _kill(self, name: str) -> None:
         main = self._inside or self._child
-        self.kills.append(Kill(self._now() - self._started, name, self.unit.state))
+        self._kills.append(Kill(self._now() - self._started, name, self.unit.state))
         if main is not None and main.kill(name):
             self.unit.exited(self._now(), signal=name)
 
@@ -353,10 +371,10 @@ class FakeManager:
             self.settings.notify_access == "main" and main is not None and letter.pid == main.pid
         )
         if not pairs or not allowed or self.unit.state in ("dead", "failed"):
-            self.rejected.append(message)
+            self._rejected.append(message)
             close_all(letter.fds)
             return
-        self.messages.append(message)
+        self._messages.append(message)
         self.store.message(message.values, letter.fds)
         self.unit.message(pairs, now)
 

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
 SECONDS: Final = 0.5
 TIMEOUT: Final = 15.0
+PASS_ON: Final = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Manager:
@@ -64,7 +70,7 @@ class Example:
         words = [*python, *command] if command[0] == "-m" else [*python, str(EXAMPLES / command[0])]
         passed = {}
         if listener is not None:  # as systemd passes it: descriptor 3, and a PID that only the child can know
-            words = ["/bin/sh", "-c", f'export LISTEN_PID=$$; exec "$@" 3<&{listener.fileno()}', "sh", *words]
+            words = [sys.executable, "-c", PASS_ON, str(listener.fileno()), *words]
             passed = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}
         self._process = subprocess.Popen(
             words,
@@ -173,6 +179,7 @@ def test_04_fastapi(example: Example) -> None:
     """A task that a request began is ended; then, and once, the application's own shutdown runs."""
     uvicorn = ("-m", "uvicorn", "--app-dir", str(EXAMPLES), "--uds", "http", "04_fastapi:app")
     example.start(*uvicorn)
+    example.expect("INFO:     Uvicorn running on unix socket http (Press CTRL+C to quit)")  # it listens after it is ready
     assert "begun" in answer(ask(str(example.folder / "http"), "/export"))
     example.expect("export: begun")
     example.ends_after("export: done")

@@ -24,6 +24,8 @@ from typing import Any, Final, NamedTuple
 
 #: A request that has no answer by then has failed.
 PATIENCE: Final = 15.0
+#: So many connections are kept, used in turn.
+POOL: Final = 20
 #: So many requests on their way at once; beyond, they fail without being sent: the client must not be what breaks.
 MOST: Final = 8000
 
@@ -108,14 +110,14 @@ class Client:
             print("first", flush=True)
         self.done.append(now)
         self.slowest = max(self.slowest, now - begin)
-        if close or not keep:
+        if close or not keep or len(self.pool) >= POOL:
             sock.close()
         else:
             self.pool.append(sock)
 
     def pooled(self) -> socket.socket | None:
-        """Return a kept connection that has not been closed by the other side, None if there is none."""
-        while self.pool:
+        """Return the kept connection that has rested longest and was not closed by the other side; None to have one more made."""
+        while len(self.pool) >= POOL or self.pool and self.sent % 4:
             sock = self.pool.pop(0)
             try:
                 sock.recv(1, socket.MSG_PEEK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -293,19 +294,19 @@ def test_endless_request_hangs_up(path: Path, caller: Caller) -> None:
 
 
 def test_who_does_not_read(path: Path, caller: Caller) -> None:
-    """Who asks and never reads is not read on; the engine and the others go on."""
+    """Who asks and does not read is not read on; the others are served, and no answer is lost."""
+    wanted = {"interface": varlink.STANDARD}
     caller.sock.settimeout(0.0)
-    request = json.dumps(
-        {
-            "method": f"{varlink.STANDARD}.GetInterfaceDescription",
-            "parameters": {"interface": varlink.STANDARD},
-        }
-    )
-    with pytest.raises(BlockingIOError):
-        caller.sock.sendall((request.encode() + b"\0") * 100_000)
+    asked = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            caller.say(f"{varlink.STANDARD}.GetInterfaceDescription", parameters=wanted)
+            asked += 1
     other = Caller(path)
     assert "parameters" in other.ask(INFO)
     other.sock.close()
+    caller.sock.settimeout(10)
+    assert all("description" in caller.hear()["parameters"] for _ in range(asked))
 
 
 def test_many_idle_clients(path: Path, caller: Caller) -> None:
@@ -317,16 +318,16 @@ def test_many_idle_clients(path: Path, caller: Caller) -> None:
         other.sock.close()
 
 
-def test_waiting_clients_keep_their_place(path: Path, reloads: Reloads) -> None:
+def test_waiting_clients_keep_their_place(service: Service, path: Path, reloads: Reloads) -> None:
     """Who waits for a reload is not dropped for a newcomer, who is."""
     waiting = [Caller(path) for _ in range(control.CLIENTS_MAX)]
-    for each in waiting[:-1]:
+    for each in waiting:
+        each.ask(INFO)
         each.say(RELOAD)
-    assert "parameters" in waiting[-1].ask(INFO)  # the last to come is answered: the others' requests have been read
-    waiting[-1].say(RELOAD)
-    assert reloads.begun.acquire(timeout=10)
+    for _ in range(2):  # one turn may be on its way; the next has seen it all
+        service.engine.loop.call(lambda: None)
     newcomer = Caller(path)
-    assert newcomer.hear() == {}  # hung up on, at once: it may not even come to ask
+    assert newcomer.hear() == {}
     reloads.go_on.release(10)
     assert [{"parameters": {}}] * len(waiting) == [each.hear() for each in waiting]
     for each in (*waiting, newcomer):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from requiem_systemd.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 class Journal(logging.Handler):
@@ -161,6 +164,24 @@ def test_failing_send_falls_back(stream: tuple[int, int], capfd: pytest.CaptureF
     LOG.error("first\nsecond")
     handler.give_back()
     assert capfd.readouterr().err == "<3>first\n<3>second\n"
+
+
+def test_full_queue_falls_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """While the journal's queue is full nothing is sent to it, which would block with the GIL held."""
+    kept = Journal()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(str(tmp_path / "socket"))
+        handler = JournalHandler(kept.send, journal.connected(str(tmp_path / "socket")))
+        handler.handle(logging.makeLogRecord({"msg": "room", "levelno": logging.INFO}))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood, contextlib.suppress(BlockingIOError):
+            flood.connect(str(tmp_path / "socket"))
+            flood.settimeout(0.0)
+            while True:
+                flood.send(b"x")
+        handler.handle(logging.makeLogRecord({"msg": "none", "levelno": logging.INFO}))
+        handler.close()
+    assert [record["MESSAGE"] for record in kept.records] == ["room"]
+    assert capfd.readouterr().err == "<6>none\n"
 
 
 def test_bad_arguments_stay_here(capfd: pytest.CaptureFixture[str]) -> None:
