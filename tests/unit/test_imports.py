@@ -32,6 +32,8 @@ exits
 gate
 notify
 doors
+wake
+listen
 ledger
 stacks
 decorate
@@ -47,6 +49,7 @@ extender
 watchdog
 wayout
 engine
+accepting
 service
 testing.clock
 testing.unit
@@ -121,7 +124,7 @@ def test_the_core_is_in_the_order() -> None:
 
 
 def users_of(attribute: str) -> set[str]:
-    """Return the modules that import `attribute` or name it after a dot, testing aside."""
+    """Return the modules that import `attribute` or name it after a dot; `testing` and the command line are no part of a service."""
     module, _, name = attribute.rpartition(".")
     found = set()
     for user, tree in sources().items():
@@ -131,7 +134,7 @@ def users_of(attribute: str) -> set[str]:
         )
         if (module and named) or attribute in imported(tree, top_only=False):
             found.add(user)
-    return {user for user in found if not user.startswith("testing")}
+    return {user for user in found if not user.startswith(("testing", "cli"))}
 
 
 def test_only_gate_touches_signal() -> None:
@@ -178,7 +181,7 @@ print([name for name in {LAZY!r} if name in sys.modules], threading.active_count
 
 def modules_of_the_package() -> list[str]:
     """Return the names of all modules that can be imported here."""
-    return [info.name for info in pkgutil.walk_packages([str(PACKAGE)], "requiem_systemd.") if "adapters." not in info.name]
+    return [info.name for info in pkgutil.walk_packages([str(PACKAGE)], "requiem_systemd.") if "adapters." not in info.name and "__main__" not in info.name]
 
 
 @pytest.mark.parametrize("name", ["requiem_systemd", *modules_of_the_package()])
