@@ -66,8 +66,8 @@ class Acceptor:
             msg = f"accept({type(sock).__name__}): give a socket that listens, such as listener(name) or socket.create_server(address)"
             raise TypeError(msg)
         self.sock = sock
-        self.label = describe(sock)
-        self.closed = False
+        self.label: str = describe(sock)
+        self.closed: bool = False
         self._host = host
         self._lock = threading.Lock()
         self._wake = Wake()

@@ -74,4 +74,4 @@ def replace_stale(name: str, path: str) -> None:
     if found.st_uid != os.geteuid():
         msg = f"listener {name!r} cannot be bound at {path}: a stale socket of user {found.st_uid} is there; it is not ours to remove"
         raise ListenerError(msg)
-    os.unlink(path)  # noqa: PTH108 - see unlink()
+    os.unlink(path)

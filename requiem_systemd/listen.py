@@ -129,7 +129,7 @@ class Listeners:
         """Keep passed descriptors from children, as sd_listen_fds(3) does, also those that nobody asks for."""
         for fd, _ in self._environment().listeners if _passes_descriptors() else ():
             with contextlib.suppress(OSError):
-                os.set_inheritable(fd, False)  # noqa: FBT003 - positional only
+                os.set_inheritable(fd, False)
 
     def origin(self, sock: Any) -> Origin:
         """Say where a listener comes from; one of somebody else counts as bound here."""
@@ -160,7 +160,7 @@ class Listeners:
                 and _path_inode(each.path) == each.path_inode
             ):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(each.path)  # noqa: PTH108 - pathlib is 5 ms of the bare import
+                    os.unlink(each.path)
             each.path = None
 
     def inherit(self, parents: Listeners) -> None:
@@ -230,7 +230,7 @@ class Listeners:
     def _adopt(self, fd: int, name: str) -> Listener | None:
         """Make a socket of a passed descriptor; None, and the descriptor left alone, where it is none."""
         try:
-            os.set_inheritable(fd, False)  # noqa: FBT003 - positional only
+            os.set_inheritable(fd, False)
             if not stat.S_ISSOCK(os.fstat(fd).st_mode):
                 # No mistake by itself: the store and OpenFile= pass files too. Who asks for it as a listener is told.
                 self._unusable[name] = f"descriptor {fd} is no socket; listener() takes sockets only"

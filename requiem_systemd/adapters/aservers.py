@@ -32,7 +32,7 @@ class Door:
         """Have the drain shut it."""
         self._host = host
         self._server = server
-        self.label = ", ".join(describe(sock) for sock in server.sockets) or "closed"
+        self.label: str = ", ".join(describe(sock) for sock in server.sockets) or "closed"
         self._loop = server.get_loop()
         if not host.doors.add(self):
             self.shut(lambda: None)

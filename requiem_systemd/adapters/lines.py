@@ -30,11 +30,11 @@ class Line:
 
     def __init__(self, request: object, *, idle: bool) -> None:
         """Store."""
-        self.request = request
-        self.idle = idle
+        self.request: Any = request
+        self.idle: bool = idle
         self.record: Record | None = None
-        self.since = time.monotonic()
-        self.cut = False
+        self.since: float = time.monotonic()
+        self.cut: bool = False
 
 
 class Lines:

@@ -54,10 +54,10 @@ class ServerDoor:
         self.service = service
         self.server = server
         self.grace = grace
-        self.label = describe(server.socket)
-        self.lines = Lines(service.ledger, f"connection at {self.label}", begin_idle=self.begins_idle)
-        self.begun = Wake()
-        self.pid = os.getpid()
+        self.label: str = describe(server.socket)
+        self.lines: Lines = Lines(service.ledger, f"connection at {self.label}", begin_idle=self.begins_idle)
+        self.begun: Wake = Wake()
+        self.pid: int = os.getpid()
         self._shutting = Wake()
         self._lock = threading.Lock()
         self._pending: deque[tuple[Any, Any]] = deque()

@@ -223,17 +223,20 @@ def test_backlog_of_a_socket_unit_is_left(service: Service) -> None:
         server = http.server.HTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
         server.socket.close()
         server.socket = service.listener("http")
-        with serving(service, server) as thread:
-            with connect(units.getsockname()) as slow, connect(units.getsockname()) as waits:
-                slow.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
-                Handler.entered.acquire(timeout=SOON)
-                service.begin()
-                Handler.go_on.set()
-                answer(slow)
-                thread.join(SOON)
-                accepted, who = units.accept()
-                accepted.close()
-                assert who == waits.getsockname()
+        with (
+            serving(service, server) as thread,
+            connect(units.getsockname()) as slow,
+            connect(units.getsockname()) as waits,
+        ):
+            slow.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
+            Handler.entered.acquire(timeout=SOON)
+            service.begin()
+            Handler.go_on.set()
+            answer(slow)
+            thread.join(SOON)
+            accepted, who = units.accept()
+            accepted.close()
+            assert who == waits.getsockname()
 
 
 def test_never_served_is_closed(service: Service) -> None:
@@ -561,14 +564,16 @@ def test_connection_that_talks_is_not_cut(service: Service) -> None:
 
 def test_unix_connection_gets_the_end(service: Service, tmp_path: Path) -> None:
     """The same over AF_UNIX."""
-    with serving(service, socketserver.ThreadingUnixStreamServer(str(tmp_path / "sock"), Echo)):
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(SOON)
-            client.connect(str(tmp_path / "sock"))
-            client.sendall(b"one\n")
-            assert client.recv(100) == b"one\n"
-            service.begin()
-            assert client.recv(100) == b"end"
+    with (
+        serving(service, socketserver.ThreadingUnixStreamServer(str(tmp_path / "sock"), Echo)),
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.settimeout(SOON)
+        client.connect(str(tmp_path / "sock"))
+        client.sendall(b"one\n")
+        assert client.recv(100) == b"one\n"
+        service.begin()
+        assert client.recv(100) == b"end"
 
 
 def test_datagram_handler_answers(service: Service) -> None:

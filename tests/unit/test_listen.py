@@ -111,9 +111,11 @@ def test_several_under_one_name_says_listeners() -> None:
 
 def test_not_passed_lists_what_was() -> None:
     """The error lists what was passed, and the line to add to the unit."""
-    with passing("admin") as (listeners, _):
-        with pytest.raises(ListenerError, match=r"'admin' \(127\.0\.0\.1:\d+\).*FileDescriptorName=http"):
-            listeners.listener("http")
+    with (
+        passing("admin") as (listeners, _),
+        pytest.raises(ListenerError, match=r"'admin' \(127\.0\.0\.1:\d+\).*FileDescriptorName=http"),
+    ):
+        listeners.listener("http")
 
 
 def test_closed_descriptor_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
