@@ -86,7 +86,9 @@ def test_closed_terminal(running: Running) -> None:
     options: dict[str, Any] = {"stdin": follower, "stdout": follower, "stderr": follower, "start_new_session": True}
     running.start("-c", script, env={"NOTIFY_SOCKET": ""}, ready=False, **options)
     os.close(follower)
-    assert b"begun" in os.read(leader, 4096)
+    seen = b""
+    while not seen.endswith(b"begun\r\n"):  # all of the line: the job must not be cut off in its print()
+        seen += os.read(leader, 4096)
     os.close(leader)
     assert running.process.wait(15) == 0
     assert (running.folder / "done").read_text() == "job: done"
