@@ -412,8 +412,8 @@ def test_the_last_things(program: Program) -> None:
         requiem.initialize()
         requiem.on("dead", lambda status: print("dead", status))
         atexit.register(print, "atexit")
-        requiem.ready()
         try:
+            requiem.ready()
             time.sleep(100)
         finally:
             print("finally")
