@@ -14,7 +14,7 @@ SPOOL = Path(os.environ.get("EXAMPLE_SPOOL", "/var/spool/example"))
 
 
 def fetch() -> str | None:
-    """Take the next job off the queue; None: there is none yet. (With Redis: `BLPOP queue 1`.)"""
+    """Take the next job off the queue (with Redis: `BLPOP queue 1`); None: there is none yet."""
     for path in sorted(SPOOL.glob("*.job")):
         text = path.read_text()
         path.unlink()  # from here on only this process knows of it

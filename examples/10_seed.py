@@ -39,7 +39,9 @@ def begin() -> None:
 
 server = ThreadingHTTPServer(("", PORT), Hello)
 
-requiem.track(threading.Thread(target=long_job_that_cant_be_interrupted, daemon=True), label="long job").start()
+requiem.track(
+    threading.Thread(target=long_job_that_cant_be_interrupted, daemon=True), label="long job"
+).start()
 
 requiem.track_socket(server)
 

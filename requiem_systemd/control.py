@@ -148,8 +148,8 @@ class Client:
 
     def __init__(self, control: Control, sock: socket.socket) -> None:
         self.sock = sock
-        self.waiting = False  # a request is in work, and its answer will come
-        self.ended = False  # it will ask for nothing more
+        self.waiting: bool = False  # a request is in work, and its answer will come
+        self.ended: bool = False  # it will ask for nothing more
         self._control = control
         self._read = b""
         self._unsent = b""

@@ -304,10 +304,10 @@ class Engine:
     def _say_stopping(self) -> None:
         # One datagram: STOPPING=1 arms TimeoutStopSec, the extension in the same one is counted after it (252 to 262)
         self.drain.set_status(self._status)
-        self.notifier.tell(STOPPING=1, **FIRST, STATUS=self.drain.begin())
+        told = self.notifier.tell(STOPPING=1, **FIRST, STATUS=self.drain.begin())
+        self.extender.begin(told=told or not self.notifier)
 
     def _run_drain(self) -> None:
-        self.extender.begin()
         self.loop.cancel(self._missing_ready)
         self._refuse_reloads()
         gate = self.wayout.gate

@@ -12,6 +12,8 @@ from requiem_systemd.setting import Setting
 LOG: Final = logging.getLogger("requiem_systemd")
 EXTENSION: Final = 30.0
 EVERY: Final = 10.0
+# After one that could not be sent: the manager's timeout may be a short one.
+AGAIN: Final = 0.5
 # What goes into the datagram that begins a stop or a reload: race-free, it is counted after the state change (252 to 262).
 FIRST: Final = {"EXTEND_TIMEOUT_USEC": usec(EXTENSION)}
 
@@ -36,10 +38,10 @@ class Extender:
             return
         self._setting.loop.reader(self._guard.fd, self._look)
 
-    def begin(self) -> None:
-        """Extend from the next tick on; the first extension went with the datagram that began it."""
+    def begin(self, *, told: bool = True) -> None:
+        """Extend from the next tick on; the first extension went with the datagram that began it, if that was `told`."""
         self._extending = True
-        self._setting.loop.alarm(self._tick, self._setting.now() + EVERY)
+        self._setting.loop.alarm(self._tick, self._setting.now() + (EVERY if told else AGAIN))
         self._watch()
 
     def end(self) -> None:
@@ -57,8 +59,8 @@ class Extender:
 
     def _tick(self) -> None:
         if self._extending:
-            self._setting.notifier.tell(**FIRST)
-            self._setting.loop.alarm(self._tick, self._setting.now() + EVERY)
+            told = self._setting.notifier.tell(**FIRST) or not self._setting.notifier
+            self._setting.loop.alarm(self._tick, self._setting.now() + (EVERY if told else AGAIN))
 
     def _watch(self) -> None:
         if self._guard is None:

@@ -145,6 +145,8 @@ class Gate:
         return self._knock()
 
     def _knock(self) -> bool:
+        if _in_greenlet():
+            return False
         for number in self._previous:
             if self.is_ours(number):
                 self._knocked = True
@@ -214,6 +216,15 @@ class Gate:
             self.armed = False
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _in_greenlet() -> bool:
+    """Say whether threads are greenlets (gevent's monkey.patch_all): they run in the main thread, and their idents are no threads'.
+
+    pthread_kill(3) with such an ident is undefined, and a handler would raise in the engine instead of in the main greenlet.
+    """
+    main = threading.main_thread()
+    return threading.current_thread() is not main and threading.get_native_id() == main.native_id
 
 
 def _identity(fd: int) -> object:

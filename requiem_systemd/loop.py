@@ -128,7 +128,12 @@ class Loop:
         self._running = False
 
     def _drain(self) -> None:
-        self._woken = False  # before the bytes are read: whoever comes later sends another
+        self._read()
+        # After the bytes are read, before the work is done: a wake in between sends none, and its work is done in this turn.
+        # The other way round a byte could be sent and read at once, with the mark left behind: nothing would wake any more.
+        self._woken = False
+
+    def _read(self) -> None:
         while True:
             try:
                 data = self._wakeup.recv(65536)

@@ -13,6 +13,7 @@ import logging
 import select
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -132,6 +133,7 @@ def _open(address: str) -> socket.socket:
 
 
 def _send_on(wire: _Wire, text: str, fds: Sequence[int], patience: float) -> None:
+    deadline = time.monotonic() + patience
     while True:
         try:
             if fds:
@@ -140,9 +142,10 @@ def _send_on(wire: _Wire, text: str, fds: Sequence[int], patience: float) -> Non
             else:
                 wire.notify(text.encode().decode("latin-1"))  # sdnotify encodes latin-1: this way UTF-8 leaves it
         except BlockingIOError:
-            if not patience or not _writable(wire.socket, patience):
+            # Room is made for one, and all who wait are told: at a shutdown that is every service, so not the first time only.
+            left = deadline - time.monotonic()
+            if left <= 0 or not _writable(wire.socket, left):
                 raise
-            patience = 0.0
         else:
             return
 

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
-from requiem_systemd import exits, journal
+from requiem_systemd import exits
 from requiem_systemd.accepting import Acceptor, Address, connections
-from requiem_systemd.doors import Doors
-from requiem_systemd.engine import Engine
-from requiem_systemd.errors import AbandonedError, RequiemError
-from requiem_systemd.gate import Gate
-from requiem_systemd.hooks import Hook, Hooks, running_loop
+from requiem_systemd.arming import Arming, in_main_thread
+from requiem_systemd.binding import Fallback
+from requiem_systemd.errors import AbandonedError
+from requiem_systemd.hooks import running_loop
 from requiem_systemd.jobinfo import JobInfo
-from requiem_systemd.ledger import Record, holding
-from requiem_systemd.listen import Fallback, Listeners
-from requiem_systemd.loop import Clock
-from requiem_systemd.notify import Notifier
+from requiem_systemd.ledger import holding
 from requiem_systemd.options import Options
-from requiem_systemd.protocol import Environment, length, read, take
-from requiem_systemd.tracking import Tracking
+from requiem_systemd.protocol import length
 from requiem_systemd.wayout import EX_TEMPFAIL
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S")
 
 
-class Service(Tracking):
+class Service(Arming):
     """One service: tracks, drains, tells the manager.
 
     It works unarmed; `arm()`, or entering it as a context manager, takes signals and the manager's environment. The end of
@@ -40,157 +33,17 @@ class Service(Tracking):
     `environ` and `clock` stand in for the process's own in tests.
     """
 
-    def __init__(
-        self, *, environ: MutableMapping[str, str] | None = None, clock: Clock | None = None, **options: Any
-    ) -> None:
-        super().__init__()
-        self._options = Options(**options).checked()
-        self._environ = os.environ if environ is None else environ
-        self._clock = clock or Clock()
-        self._lock = threading.RLock()
-        self._armed: Options | None = None
-        self._stand_in: _StandIn | None = None
-        self._main = ""
-        self._fork_masks: dict[int, set[Any]] = {}  # by thread: several may fork at once
-        self._hooked = False
-        self._fresh()
-
-    def _fresh(self) -> None:
-        """Begin as unarmed."""
-        self.environment: Environment = Environment()
-        self._peeked: Environment | None = None
-        self.doors: Doors = Doors()
-        self.listening: Listeners = Listeners(self._told, self._send)
-        self._acceptors: dict[int, Acceptor] = {}
-        self.hooks: Hooks = Hooks(self.ledger)
-        self._engine: Engine | None = None
-        self._pending: list[Callable[[Engine], object]] = []
-
-    # -- arming --------------------------------------------------------------------------------------------------------
-
-    def arm(self, **options: Any) -> Service:
-        """Take signals and environment and start the engine; see `initialize`."""
-        wanted = Options(**options).checked() if options else self._options
-        with self._lock:
-            if self._armed is not None:
-                if options and self._stand_in is not None and not self._stand_in.adopted:
-                    self._adopt(wanted, self._stand_in)
-                elif options and wanted != self._armed:
-                    msg = f"initialize was called before, with other options: {_difference(self._armed, wanted)}; call it once, at the start"
-                    raise RequiemError(msg)
-                return self
-            engine = self._engine or self._make_engine()
-            gate = Gate(engine.loop.wakeup_fd)
-            if wanted.signals:
-                gate.arm()
-            self._armed = wanted
-            self._take(engine, wanted, gate)
-        return self
-
-    def arm_with(self, *, environ: MutableMapping[str, str], clock: Clock, **options: Any) -> Service:
-        """Arm by another environment and clock than the process's own, for `testing`; `close` gives both back.
-
-        The options of the first `initialize` that comes then are taken over, but its signals and its exit. Handlers that were
-        registered before outlive `close`: those of module level are registered once.
-        """
-        with self._lock:
-            if self._armed is not None or self.draining():
-                msg = "the service is armed already, or draining: close() it first"
-                raise RequiemError(msg)
-            engine, self._engine = self._engine, None
-            if engine is not None:  # somebody has asked before: it counts by the other clock
-                engine.close()
-            self._stand_in = _StandIn(self._environ, self._clock, self.hooks.registered())
-            self._environ, self._clock = environ, clock
-            try:
-                return self.arm(**options)
-            except BaseException:
-                self._stand_down()
-                raise
-
-    def _adopt(self, wanted: Options, stand_in: _StandIn) -> None:
-        """Take over the options of an `initialize` that comes when a test has armed the service already."""
-        stand_in.adopted = True
-        exit_on = self.engine.setting.options.exit
-        self._armed = wanted
-        self.engine.setting.options = wanted._replace(exit=exit_on).overridden(self.environment.limits)
-
-    def _stand_down(self) -> None:
-        """Give the process's own environment and clock back."""
-        stand_in, self._stand_in = self._stand_in, None
-        if stand_in is not None:
-            self._environ, self._clock = stand_in.environ, stand_in.clock
-            self.hooks.restore(stand_in.handlers)
-            self.use_clock(self._clock.now)
-
-    def _take(self, engine: Engine, options: Options, gate: Gate) -> None:
-        self.environment = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
-        if options.take_environment:
-            self.listening.seal()
-            take(self._environ)
-        journal.install(self.environment)
-        self.use_clock(self._clock.now)
-        self.hooks.loop = running_loop() or self.hooks.loop
-        self.hooks.open()
-        exit_on = options.exit if options.exit is not None else not _belongs_to_somebody_else()
-        engine.wayout.main_is_free = self._main_is_free
-        wanted = options._replace(exit=exit_on).overridden(self.environment.limits)
-        engine.arm(wanted, self.environment, gate if options.signals else None)
-        self._run(engine)
-        if not self._hooked:
-            self._hooked = True
-            exits.at_main_threads_end(self._main_ended)
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._forked)
-
-    def _make_engine(self) -> Engine:
-        self._engine = Engine(self.ledger, self.hooks, self.doors, self._clock)
-        self._engine.stopped.then(self.listening.unlink)
-        return self._engine
-
-    def _run(self, engine: Engine) -> None:
-        if not engine.loop.thread.ident:
-            engine.start()
-
-    @property
-    def engine(self) -> Engine:
-        """The engine, started where it is not: a drain can begin, and a process be waited for, in an unarmed service too."""
-        with self._lock:
-            engine = self._engine or self._make_engine()
-            self._run(engine)
-            return engine
-
-    def close(self) -> None:
-        """Give everything back; the service is unarmed again."""
-        with self._lock:
-            engine, self._engine = self._engine, None
-            if engine is None:
-                self.listening.close()
-                return
-            if engine.wayout.gate is not None:
-                engine.wayout.gate.disarm()
-            engine.close()
-            self.hooks.close()
-            self.doors.reset()
-            self.listening.close()
-            journal.uninstall()
-            self._armed = None
-            self._main = ""
-            self.ledger.reset()
-            self._fresh()
-            self._stand_down()
-
     def __enter__(self) -> Self:
         self.arm()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         engine = self.engine
-        self._main = "leaving" if _in_main_thread() else self._main
+        self._main = "leaving" if in_main_thread() else self._main
         self.begin("the end of the with block" if kind is None else f"{kind.__name__} in the with block")
         engine.stopped.wait()
         limits = engine.drain.limits
-        leave = limits.abandoned and engine.setting.options.exit and _in_main_thread()
+        leave = limits.abandoned and engine.setting.options.exit and in_main_thread()
         self.close()
         if leave:
             exits.leave(EX_TEMPFAIL, limits.owners)
@@ -299,11 +152,6 @@ class Service(Tracking):
 
     # -- the drain -----------------------------------------------------------------------------------------------------
 
-    def begin(self, reason: str = "") -> None:
-        """Begin the drain; any thread, any number of times."""
-        engine = self.engine
-        engine.loop.call(lambda: engine.begin(reason or "begin()"))
-
     def wait_begin(self, timeout: float | None = None) -> bool:
         """Wait until the drain begins. False: `timeout`, in seconds, ran out."""
         self.retake()
@@ -335,150 +183,6 @@ class Service(Tracking):
         """Show what holds the stop now, oldest first."""
         self._joins.joiner.sweep()
         return self.engine.drain.jobs()
-
-    # -- the process ---------------------------------------------------------------------------------------------------
-
-    def _told(self) -> Environment:
-        """Return what the manager told; before the service is armed it is read, not taken."""
-        if self._armed is not None or self.environment != Environment():
-            return self.environment
-        if self._peeked is None:
-            self._peeked = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
-        return self._peeked
-
-    def _send(self, assignments: Mapping[str, object], fds: Sequence[int]) -> bool:
-        """Tell the manager, also before the service is armed."""
-        if self._engine is not None and self._engine.notifier:
-            return self._engine.notifier.send(assignments, fds)
-        notifier = Notifier(self._told().notify_socket)
-        try:
-            return notifier.send(assignments, fds)
-        finally:
-            notifier.close()
-
-    def follow(self, record: Record, pid: int) -> None:
-        """Hold the stop by a record that is entered until a child process has ended; it is not reaped here."""
-        self._joins._follow(record, pid, lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT))  # noqa: SLF001
-
-    def _watch(self, fd: int, ended: Callable[[], object]) -> None:
-        """Call `ended` once, when `fd` is readable, and close it."""
-        loop = self.engine.loop
-
-        def readable() -> None:
-            loop.unreader(fd)
-            os.close(fd)
-            ended()
-
-        loop.post(lambda: loop.reader(fd, readable))
-
-    @property
-    def gate(self) -> Gate | None:
-        """What holds the signals, where the service is armed with them."""
-        return None if self._engine is None else self._engine.wayout.gate
-
-    def retake(self) -> None:
-        """Take back, in the main thread, signals that somebody took since; their handlers are called when the ledger is empty."""
-        if self.gate is not None:
-            self.gate.retake()
-
-    @contextmanager
-    def keeping_main(self) -> Iterator[None]:
-        """Leave the main thread alone: whoever is in the block sees to its end when all is done."""
-        if not _in_main_thread():
-            yield
-            return
-        before, self._main = self._main, "waiting"
-        try:
-            yield
-        finally:
-            self._main = "leaving" if self.engine.stopped else before
-
-    def _main_is_free(self, *, forced: bool) -> bool:
-        """Say whether the main thread may be made to leave; `forced`: even out of an abandoned job."""
-        if self._main:
-            return False
-        return forced or not any(holding(self.ledger, threading.main_thread().ident or 0))
-
-    def _main_ended(self) -> None:
-        """The main thread has ended, by whatever way: begin, and keep the interpreter until the ledger is empty."""
-        engine = self._engine
-        if engine is None or self._armed is None:
-            return
-        self._main = "leaving"
-        self.begin("the main thread ended")
-        engine.stopped.wait()
-        if engine.drain.limits.abandoned and engine.setting.options.exit:
-            exits.leave(EX_TEMPFAIL, engine.drain.limits.owners)
-
-    def _before_fork(self) -> None:
-        if self.gate is not None:
-            self._fork_masks[threading.get_ident()] = self.gate.hold()
-
-    def _after_fork(self) -> None:
-        if self.gate is not None:
-            self.gate.unhold(self._fork_masks.pop(threading.get_ident(), set()))
-
-    def _forked(self) -> None:
-        """In a fork's child: nothing of the parent's is in flight here, and nobody hears of us."""
-        engine = self._engine
-        self._lock = threading.RLock()
-        self._armed = None
-        self._main = ""
-        self.ledger.reset()
-        if engine is not None:
-            if engine.wayout.gate is not None:
-                engine.wayout.gate.disarm_child(self._fork_masks.pop(threading.get_ident(), set()))
-            engine.close_child()
-        journal.uninstall()
-        listening = self.listening
-        self._fresh()
-        self.listening.inherit(listening)
-        self._joins = type(self._joins)(self.ledger, self._watch)
-
-
-class _StandIn:
-    """What `arm_with` has put others in place of."""
-
-    def __init__(self, environ: MutableMapping[str, str], clock: Clock, handlers: Mapping[str, Sequence[Hook]]) -> None:
-        self.environ = environ
-        self.clock = clock
-        self.handlers = handlers
-        self.adopted = False
-
-
-def _difference(armed: Options, wanted: Options) -> str:
-    return ", ".join(
-        f"{name}={theirs!r} instead of {ours!r}"
-        for name, ours, theirs in zip(armed._fields, armed, wanted, strict=True)
-        if ours != theirs
-    )
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _belongs_to_somebody_else() -> bool:
-    """Say whether the main thread is a test runner's or a shell's, which must not be made to leave."""
-    if sys.flags.interactive or hasattr(sys, "ps1") or "_pytest" in sys.modules:
-        return True
-    shell: Any = sys.modules.get("IPython")
-    return shell is not None and shell.get_ipython() is not None
-
-
-def _own_pidfdid(environ: Mapping[str, str]) -> int | None:
-    """Return the inode of our own pidfd where the manager names one (systemd 259) and the kernel tells (pidfs, 6.9)."""
-    if "LISTEN_PIDFDID" not in environ or not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        fd = os.pidfd_open(os.getpid())
-    except OSError:
-        return None
-    try:
-        return os.fstat(fd).st_ino
-    finally:
-        os.close(fd)
-
 
 process: Service = Service()
 

@@ -72,7 +72,7 @@ def task_of(entry: Entry) -> object:
     return owner if current is None else current
 
 
-def _loop_of(ident: int) -> Any:  # noqa: ANN401 - an event loop of any kind
+def _loop_of(ident: int) -> Any:
     """Return the event loop that a thread runs, as its frames show it.
 
     Only asyncio's own frames are looked into: `f_locals` leaves a copy behind in the frame (CPython up to 3.12), which would keep
@@ -140,7 +140,7 @@ def describe(entry: Entry, age: float, redact: Any = None) -> JobInfo:
     return JobInfo(label, age, owner_name(owner), status, place(owner), more.kind if more else JOB)
 
 
-def _redacted(redact: Any, text: str) -> str:  # noqa: ANN401 - see describe
+def _redacted(redact: Any, text: str) -> str:
     """Show what a user's function leaves of a text; nothing of it where that fails, for the drain must go on."""
     try:
         return clean(redact(text))

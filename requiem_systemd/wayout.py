@@ -66,7 +66,10 @@ class WayOut:
         if not self.main_is_free(forced=self.forced):
             self._expelling = True
         elif not self.gate.expel(self.status):
-            LOG.warning("every stop signal's handler was replaced: the main thread is not told to leave", extra=journal.record("mistake"))
+            LOG.warning(
+                "the main thread cannot be made to leave (every stop signal's handler was replaced, or it is a greenlet): call wait() at its end",
+                extra=journal.record("mistake"),
+            )
 
     def _let_out(self) -> None:
         self.others = self._tell_others()

@@ -26,7 +26,7 @@ class Inside:
     def __init__(
         self, service: Service, clock: FakeClock, environ: Mapping[str, str], options: Mapping[str, object]
     ) -> None:
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self._service = service
         self._hung: Latch | None = None
         self._stuck: set[threading.Thread] = set()

@@ -36,8 +36,8 @@ class Mailbox:
 
     def __init__(self, folder: str | None, *, abstract: bool) -> None:
         self._temporary = tempfile.mkdtemp(prefix="requiem-") if folder is None else None
-        self.folder = os.path.join(folder or self._temporary or "", "systemd")
-        self.address = f"@{self.folder}/notify" if abstract else f"{self.folder}/notify"
+        self.folder: str = os.path.join(folder or self._temporary or "", "systemd")
+        self.address: str = f"@{self.folder}/notify" if abstract else f"{self.folder}/notify"
         self.socket: socket.socket | None = None
         self._letters: deque[Letter] = deque()
         os.makedirs(self.folder, exist_ok=True)

@@ -77,11 +77,11 @@ class FakeManager:
         abstract: bool = False,
         **settings: Any,
     ) -> None:
-        self.settings = Settings(**settings)
-        self.clock = clock or FakeClock()
-        self.unit = Unit(self.settings, self._kill)
-        self.mailbox = Mailbox(folder, abstract=abstract)
-        self.store = FdStore(self.settings.fd_store_max)
+        self.settings: Settings = Settings(**settings)
+        self.clock: FakeClock = clock or FakeClock()
+        self.unit: Unit = Unit(self.settings, self._kill)
+        self.mailbox: Mailbox = Mailbox(folder, abstract=abstract)
+        self.store: FdStore = FdStore(self.settings.fd_store_max)
         self._messages: list[Message] = []
         self._rejected: list[Message] = []
         self._kills: list[Kill] = []

@@ -70,13 +70,13 @@ class Unit:
 
     def __init__(self, settings: Settings, kill: Callable[[str], object]) -> None:
         self.settings = settings
-        self.state = "dead"
-        self.result = "success"
-        self.reload_result = "success"
-        self.status = ""
-        self.notify_state = ""
-        self.deadline = INFINITY
-        self.watchdog_deadline = INFINITY
+        self.state: str = "dead"
+        self.result: str = "success"
+        self.reload_result: str = "success"
+        self.status: str = ""
+        self.notify_state: str = ""
+        self.deadline: float = INFINITY
+        self.watchdog_deadline: float = INFINITY
         self._kill = kill
         self._since = 0.0
         self._watchdog = settings.watchdog

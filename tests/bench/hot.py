@@ -9,7 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Self
 
 import prometheus_client
 
@@ -23,7 +23,7 @@ Body = Callable[[int], None]
 class AsyncNull:
     """An empty asynchronous context manager, made anew like nullcontext()."""
 
-    async def __aenter__(self) -> AsyncNull:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -38,25 +38,25 @@ def plain(make: Callable[[], Any]) -> Body:
 def in_coroutine(make: Callable[[], Any]) -> Body:
     """The same inside a coroutine."""
     body = _compiled("async def body(count):\n    for _ in range(count):\n        with {make}: pass", make)
-    return lambda count: asyncio.run(body(count))  # type: ignore[arg-type, func-returns-value]
+    return lambda count: asyncio.run(body(count))  # type: ignore[arg-type]
 
 
 def asynchronous(make: Callable[[], Any]) -> Body:
     """Loop over `async with make(): pass`."""
     body = _compiled("async def body(count):\n    for _ in range(count):\n        async with {make}: pass", make)
-    return lambda count: asyncio.run(body(count))  # type: ignore[arg-type, func-returns-value]
+    return lambda count: asyncio.run(body(count))  # type: ignore[arg-type]
 
 
 def _compiled(source: str, make: Callable[[], Any]) -> Body:
     """Write the call out, as a user does: a wrapper's cost would dilute the ratio."""
-    calls = {
+    calls: dict[Callable[[], Any], tuple[str, dict[str, Any]]] = {
         track: ("track('x')", {"track": requiem.track}),
         null: ("nullcontext()", {"nullcontext": nullcontext}),
         async_null: ("AsyncNull()", {"AsyncNull": AsyncNull}),
         inprogress: ("gauge.track_inprogress()", {"gauge": GAUGE}),
     }
     text, names = calls[make]
-    namespace: dict[str, Any] = dict(names)
+    namespace = dict(names)
     exec(source.format(make=text), namespace)
     body: Body = namespace["body"]
     return body
@@ -96,7 +96,8 @@ def on_threads(body: Body, number: int = 8) -> Body:
 
 def ratio(ours: Body, control: Body, count: int = 20_000) -> float:
     """Return the median over the pairs of ours / control."""
-    ours(count), control(count)
+    ours(count)
+    control(count)
     return statistics.median(_best(ours, count) / _best(control, count) for _ in range(PAIRS))
 
 

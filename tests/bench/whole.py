@@ -149,13 +149,13 @@ def exit_milliseconds(kind: str, box: Sandbox, python: str) -> float:
     """Return how much later than a script of the same kind the unit is inactive after its last job's end."""
     ours, control = KINDS[kind]
     root = Path(__file__).resolve().parents[2]
-    added = []
-    for pair in range(PAIRS):
-        added.append(
-            min(_exit_once(box, python, root, f"ours-{kind}-{pair}-{turn}", ours) for turn in range(3))
-            - min(_exit_once(box, python, root, f"control-{kind}-{pair}-{turn}", control) for turn in range(3))
-        )
-    return statistics.median(added) * 1000
+
+    def best(name: str, code: str) -> float:
+        return min(_exit_once(box, python, root, f"{name}-{turn}", code) for turn in range(3))
+
+    return 1000 * statistics.median(
+        best(f"ours-{kind}-{pair}", ours) - best(f"control-{kind}-{pair}", control) for pair in range(PAIRS)
+    )
 
 
 def _exit_once(box: Sandbox, python: str, root: Path, name: str, code: str) -> float:

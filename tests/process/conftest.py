@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import pytest
 
 import requiem_systemd
 from requiem_systemd.testing import FakeManager
+from tests.process.running import Manager, Running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,3 +81,13 @@ def manager() -> Iterator[FakeManager]:
 def program(manager: FakeManager, tmp_path: Path) -> Program:
     """Return what runs programs under `manager`."""
     return Program(manager, tmp_path)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    """Return a process to be started under a socket that only listens; it ends with the test."""
+    with (
+        contextlib.closing(Manager(tmp_path / "notify")) as socket,
+        contextlib.closing(Running(socket, tmp_path)) as process,
+    ):
+        yield process

@@ -170,7 +170,10 @@ def test_the_main_threads_end_is_a_begin(program: Program, how: str, daemon: str
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_handlers_at_the_main_threads_end(program: Program, when: str) -> None:
     """Handlers run there too, although no thread can be started any more (CPython 3.12)."""
-    lines = ["requiem.on('begin', lambda: print('begin')); requiem.on('dead', lambda: print('dead'))", "requiem.initialize()"]
+    lines = [
+        "requiem.on('begin', lambda: print('begin')); requiem.on('dead', lambda: print('dead'))",
+        "requiem.initialize()",
+    ]
     program.start("\n".join(lines if when == "before" else lines[::-1]) + "\nrequiem.ready()", until=None)
     assert program.ended() == "begin\ndead\n"
 

@@ -85,7 +85,9 @@ print(json.dumps({"done": client.llen("done"), "lost": lost, "stops that lost": 
 @pytest.fixture(scope="module")
 def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Start a Redis of our own that keeps nothing, and return its socket."""
-    program = shutil.which("redis-server") or pytest.skip("no redis-server (Debian: apt install redis-server)")
+    program = shutil.which("redis-server") or pytest.skip(
+        "no redis-server (Debian: apt install redis-server)"
+    )
     path = tmp_path_factory.mktemp("redis") / "socket"
     command = (program, "--port", "0", "--unixsocket", path, "--save", "", "--dir", path.parent)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -99,7 +101,9 @@ def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def stopped_at_random(form: str, path: Path) -> dict[str, int]:
     """Stop as many workers of a form, and say what became of the jobs that they popped."""
     command = (sys.executable, "-c", SCRIPT, form, str(path), str(STOPS))
-    counts: dict[str, int] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    counts: dict[str, int] = json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    )
     return counts
 
 

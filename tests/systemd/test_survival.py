@@ -10,6 +10,7 @@ import pytest
 
 from tests.systemd import forms
 from tests.systemd.fleet import Ended, Fleet, rounds
+from tests.systemd.sandbox import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,15 +21,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(300)
 
 FORMS: Final = {**forms.THREADS, **forms.COROUTINES}
-#: A watchdog that was fed once must be fed until the exit.
-WATCHED: Final = """
-    def job():
-        with requiem.track("job"):
-            work()
-    requiem.initialize(health=lambda: True)
-    in_thread(job)
-    stay()
-"""
+#: Settings under which a job survives as well; a watchdog that was fed once must be fed until the exit.
+SETTINGS: Final[dict[str, dict[str, object]]] = {
+    "WatchdogSec": {"WatchdogSec": 2},
+    "KillSignal": {"KillSignal": "SIGINT"},
+    "SendSIGHUP": {"SendSIGHUP": "yes"},
+    "KillMode": {"KillMode": "control-group"},
+    "DynamicUser": {
+        "DynamicUser": "yes",
+        "ProtectSystem": "strict",
+        "PrivateTmp": "yes",
+        "MemoryDenyWriteExecute": "yes",
+    },
+}
 CONTROL: Final = """
 requiem.initialize = lambda: None
 notify = __import__("sdnotify").SystemdNotifier().notify
@@ -61,9 +66,10 @@ def drained(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
     found: Launch = {}
     for number, count in enumerate(rounds(repetitions)):
         with Fleet(sandbox, python, f"form{number}") as fleet:
-            for name, text in {**FORMS, **forms.ENDS, "watchdog": WATCHED}.items():
-                settings: dict[str, object] = {"asgi": {"ExecStartPost": request}, "watchdog": {"WatchdogSec": 2}}.get(name, {})
-                fleet.add(name, forms.script(text), count, **settings)
+            for name, text in {**FORMS, **forms.ENDS}.items():
+                fleet.add(name, forms.script(text), count, ExecStartPost=request if name == "asgi" else None)
+            for name, settings in SETTINGS.items():
+                fleet.add(name, forms.script(forms.THREADS["with"]), count, **settings)
             fleet.add("control", forms.script(CONTROL), count)
             fleet.start()
             fleet.stop()
@@ -93,9 +99,10 @@ def test_survives_main_threads_end(form: str, drained: Launch, repetitions: int)
     assert_survived(drained[form], repetitions)
 
 
-def test_survives_with_a_watchdog(drained: Launch, repetitions: int) -> None:
-    """With WatchdogSec=2 a healthy service lives through a drain of 6 s."""
-    assert_survived(drained["watchdog"], repetitions)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_survives_under_setting(setting: str, drained: Launch, repetitions: int) -> None:
+    """A job survives under settings that others have."""
+    assert_survived(drained[setting], repetitions)
 
 
 def test_control_dies(drained: Launch) -> None:
@@ -173,6 +180,65 @@ def test_fastapi_under_uvicorn(sandbox: Sandbox, python: str, repetitions: int) 
     for one in ended:
         assert one.journal.count("lifespan shutdown") == 1
         assert one.journal.index("job done") < one.journal.index("lifespan shutdown")
+
+
+#: Examples, and what each says when its job is done; a client begins those of the second kind.
+EXAMPLES: Final = {
+    "01_threads": "worker 3, job 1 done",
+    "02_asyncio": "mail 1: done",
+    "06_subprocess": "conversion: done",
+    "07_watchdog": "turn: done",
+    "08_reload": "Hello: done",
+    "10_seed": "job: done",
+}
+
+
+@pytest.fixture(scope="module")
+def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
+    """Stop the examples that begin jobs by themselves, jobs of 8 s, side by side."""
+    sandbox.write("/run/requiem-tests/example.json", '{"greeting": "Hello"}')
+    sandbox.write(
+        "/run/requiem-tests/10_seed.py",
+        (CHECKOUT / "examples" / "10_seed.py").read_text().replace('("", PORT)', '("127.0.0.1", 0)'),
+    )
+    found: Launch = {}
+    for number, count in enumerate(rounds(repetitions)):
+        with Fleet(sandbox, python, f"example{number}") as fleet:
+            for name in EXAMPLES:
+                folder = "/run/requiem-tests" if name == "10_seed" else f"{CHECKOUT}/examples"
+                environment = (
+                    "PYTHONUNBUFFERED=1 EXAMPLE_SECONDS=8 EXAMPLE_CONFIG=/run/requiem-tests/example.json"
+                )
+                fleet.add(name, "", count, ExecStart=f"{python} {folder}/{name}.py", Environment=environment)
+            fleet.start()
+            fleet.stop()
+            for name, ended in fleet.ended().items():
+                found.setdefault(name, []).extend(ended)
+    return found
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_survives(example: str, examples: Launch, repetitions: int) -> None:
+    """An example's job, four times TimeoutStopSec=2 when it begins, is done."""
+    assert len(examples[example]) == repetitions
+    for one in examples[example]:
+        assert one.verdict == ("success", 0), one.journal
+        assert EXAMPLES[example] in one.journal, one.journal
+        assert one.seconds > 2.5, one.journal
+
+
+def test_orphans_are_not_held(service: ServiceFactory) -> None:
+    """What a job's subprocess leaves behind is no job: KillMode=mixed kills it when the main process has ended."""
+    unit = service("""
+        import subprocess, requiem_systemd as requiem
+        requiem.initialize()
+        requiem.track(subprocess.Popen(["sh", "-c", "(sleep 3; echo too late) & sleep 1; echo job done"]))
+        requiem.ready()
+        requiem.wait()
+    """)
+    assert unit.stop().result == "success"
+    assert "job done" in unit.journal()
+    assert "too late" not in unit.journal()
 
 
 def poll(condition: Callable[[], bool], timeout: float = 15.0) -> None:

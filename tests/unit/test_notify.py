@@ -146,6 +146,30 @@ def test_a_full_queue_is_waited_for(receiver: socket.socket) -> None:
         thread.join()
 
 
+def test_a_full_queue_that_many_wait_for(receiver: socket.socket) -> None:
+    """Room that another takes first is waited for again: at a shutdown all services stop at once."""
+    failures: list[OSError] = []
+
+    def stop() -> None:
+        with notifier(receiver.getsockname()) as made:
+            try:
+                made.send({"STOPPING": 1}, patience=10)
+            except OSError as error:
+                failures.append(error)
+
+    with notifier(receiver.getsockname()) as made:
+        _fill(made)
+    threads = [threading.Thread(target=stop) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    stopping = 0
+    while stopping < len(threads) and not failures:
+        stopping += receiver.recv(4096) == b"STOPPING=1\n"
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
 def test_a_full_queue_is_not_waited_for_for_ever(receiver: socket.socket) -> None:
     """After its patience it is an OSError."""
     with notifier(receiver.getsockname()) as made:

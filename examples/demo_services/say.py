@@ -1,0 +1,49 @@
+"""Tells what goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def say(text: str = "") -> None:
+    """Write a line."""
+    print(f"  {text}".rstrip(), flush=True)
+
+
+def title(text: str) -> None:
+    """Begin a part."""
+    print(f"\n{text}", flush=True)
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[None]:
+    """Say every second how long something has lasted already; nothing of what is quicker."""
+    ended = threading.Event()
+    begin = time.monotonic()
+    live = sys.stdout.isatty()
+
+    def tick() -> None:
+        while not ended.wait(1.0):
+            seconds = time.monotonic() - begin
+            print(
+                f"\r  {text} ... {seconds:.0f} s" if live else f"  {text} ... {seconds:.0f} s",
+                end="" if live else "\n",
+                flush=True,
+            )
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if live and time.monotonic() - begin >= 1.0:
+            print(flush=True)
