@@ -119,6 +119,7 @@ class Arming(Tracking):
         journal.install(self.environment)
         self.use_clock(self._clock.now)
         self.hooks.loop = running_loop() or self.hooks.loop
+        self.hooks.open()
         exit_on = options.exit if options.exit is not None else not _belongs_to_somebody_else()
         engine.wayout.main_is_free = self._main_is_free
         wanted = options._replace(exit=exit_on).overridden(self.environment.limits)

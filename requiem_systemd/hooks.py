@@ -51,6 +51,8 @@ class Hooks:
             msg = f"on({event!r}): no event loop runs; call on(), initialize() or aio.run() where one does, or give a plain function"
             raise RuntimeError(msg)
         self._hooks[event].append(Hook(function, _takes_argument(function), coroutine, loop))
+        if armed:
+            self.open()
 
     def check(self, event: str) -> None:
         """Raise ValueError for an unknown event."""
@@ -106,12 +108,21 @@ class Hooks:
 
     def submit(self, call: Callable[[], object]) -> None:
         """Have the hooks' thread make a call, after those that are waiting."""
+        self._start()
+        self._queue.put(call)
+
+    def open(self) -> None:
+        """Have the thread ready for what is registered: once the main thread has ended none can be started (CPython 3.12)."""
+        if any(self._hooks.values()):
+            self._start()
+
+    def _start(self) -> None:
         with self._lock:
             if self._thread is None:
                 # A daemon: a handler that hangs must not keep the interpreter when its time has run out.
-                self._thread = threading.Thread(target=self._run, name="requiem-hooks", daemon=True)
-                self._thread.start()
-        self._queue.put(call)
+                thread = threading.Thread(target=self._run, name="requiem-hooks", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def close(self) -> None:
         """End the thread when it has done what waits."""

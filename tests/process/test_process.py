@@ -167,6 +167,17 @@ def test_the_main_threads_end_is_a_begin(program: Program, how: str, daemon: str
     assert program.manager.sent == ["READY", "STOPPING"]
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_handlers_at_the_main_threads_end(program: Program, when: str) -> None:
+    """Handlers run there too, although no thread can be started any more (CPython 3.12)."""
+    lines = [
+        "requiem.on('begin', lambda: print('begin')); requiem.on('dead', lambda: print('dead'))",
+        "requiem.initialize()",
+    ]
+    program.start("\n".join(lines if when == "before" else lines[::-1]) + "\nrequiem.ready()", until=None)
+    assert program.ended() == "begin\ndead\n"
+
+
 def test_in_a_c_call(program: Program) -> None:
     """STOPPING arrives while the main thread sits in a C call, not when it returns."""
     program.start(
@@ -404,8 +415,8 @@ def test_the_last_things(program: Program) -> None:
         requiem.initialize()
         requiem.on("dead", lambda status: print("dead", status))
         atexit.register(print, "atexit")
-        requiem.ready()
         try:
+            requiem.ready()
             time.sleep(100)
         finally:
             print("finally")
