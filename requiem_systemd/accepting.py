@@ -14,14 +14,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
-from requiem_systemd.doors import Doors
-from requiem_systemd.engine import Engine
 from requiem_systemd.ledger import CONNECTION, LISTENER, Ledger, More, Record
 from requiem_systemd.listen import Listeners, describe, listens
 from requiem_systemd.wake import Wake, readable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from requiem_systemd.doors import Doors
+    from requiem_systemd.engine import Engine
 
 LOG: Final = logging.getLogger("requiem_systemd")
 Address: TypeAlias = Any
@@ -57,7 +60,8 @@ class Waiting(NamedTuple):
 class Acceptor:
     """A door: one listener, and the threads that accept on it."""
 
-    def __init__(self, host: Host, sock: socket.socket) -> None:
+    def __init__(self, host: Host, sock: Any) -> None:
+        """Have the drain shut it; TypeError for what does not listen."""
         if not isinstance(sock, socket.socket) or not listens(sock):
             msg = f"accept({type(sock).__name__}): give a socket that listens, such as listener(name) or socket.create_server(address)"
             raise TypeError(msg)
@@ -103,7 +107,9 @@ class Acceptor:
                     return Waiting(connection, address, None)
             if pause is not None:
                 readable(self._wake, timeout=pause)
-            elif not readable(self.sock, self._wake, timeout=None if deadline is None else deadline - time.monotonic()):
+            elif not readable(
+                self.sock, self._wake, timeout=None if deadline is None else deadline - time.monotonic()
+            ):
                 msg = "timed out"
                 raise TimeoutError(msg)
 
@@ -120,7 +126,9 @@ class Acceptor:
         with self._lock:
             serve = self._host.listening.serves_backlog(self.sock)
             if serve and self.sock.fileno() >= 0:
-                self._host.listening.unlink(self.sock)  # who comes now is refused at once, who came before is served
+                self._host.listening.unlink(
+                    self.sock
+                )  # who comes now is refused at once, who came before is served
                 self._accept_backlog()
             self.closed = True
             if self._host.listening.was_passed(self.sock):
@@ -158,22 +166,22 @@ def accept_now(sock: socket.socket) -> tuple[socket.socket, Address]:
 
     O_NONBLOCK belongs to all who hold the listener, and systemd resets it whenever it starts one more of them.
     """
-    sock.setblocking(False)
+    sock.settimeout(0.0)
     connection, address = socket.socket.accept(sock)
-    connection.setblocking(True)
+    connection.settimeout(socket.getdefaulttimeout())
     return connection, address
 
 
-def secured(listener: socket.socket, connection: socket.socket) -> socket.socket:
+def secured(listener: Any, connection: socket.socket) -> socket.socket:
     """Do what an ssl.SSLSocket's accept() does beyond the accepting; of any other listener nothing."""
     kind: Any = getattr(sys.modules.get("ssl"), "SSLSocket", None)
     if kind is None or not isinstance(listener, kind):
         return connection
-    wrapped: socket.socket = listener.context.wrap_socket(  # type: ignore[attr-defined] # an SSLSocket
+    wrapped: socket.socket = listener.context.wrap_socket(
         connection,
         server_side=True,
-        do_handshake_on_connect=listener.do_handshake_on_connect,  # type: ignore[attr-defined]
-        suppress_ragged_eofs=listener.suppress_ragged_eofs,  # type: ignore[attr-defined]
+        do_handshake_on_connect=listener.do_handshake_on_connect,
+        suppress_ragged_eofs=listener.suppress_ragged_eofs,
     )
     return wrapped
 

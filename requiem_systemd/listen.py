@@ -15,16 +15,19 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from requiem_systemd import journal
+from requiem_systemd.binding import Fallback, replace_stale, resolve, shown
 from requiem_systemd.errors import ListenerError
-from requiem_systemd.protocol import Environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from requiem_systemd.protocol import Environment
 
 LOG: Final = logging.getLogger("requiem_systemd")
-Fallback: TypeAlias = "tuple[str, int] | str | os.PathLike[str]"
 # The kernel lowers it to net.core.somaxconn; systemd asks for as much as there is.
 BACKLOG: Final = 4096
 FDNAME_MAX: Final = 255
@@ -68,7 +71,9 @@ class Listener(socket.socket):
 class _Kept:
     """What is known of one listener: by inode, since servers wrap and detach sockets (ssl does)."""
 
-    def __init__(self, sock: Listener, origin: Origin, path: str | None = None, *, passed: bool = False) -> None:
+    def __init__(
+        self, sock: Listener, origin: Origin, path: str | None = None, *, passed: bool = False
+    ) -> None:
         self.sock = sock
         self.origin = origin
         self.passed = passed
@@ -85,8 +90,11 @@ class Listeners:
     """
 
     def __init__(
-        self, environment: Callable[[], Environment], send: Callable[[Mapping[str, object], Sequence[int]], bool]
+        self,
+        environment: Callable[[], Environment],
+        send: Callable[[Mapping[str, object], Sequence[int]], bool],
     ) -> None:
+        """Store."""
         self._environment = environment
         self._send = send
         self._lock = threading.Lock()
@@ -97,7 +105,7 @@ class Listeners:
 
     # -- what users ask for --------------------------------------------------------------------------------------------
 
-    def listener(self, name: str, *, fallback: Fallback | None = None, keep: bool = False) -> socket.socket:
+    def listener(self, name: Any, *, fallback: Fallback | None = None, keep: bool = False) -> socket.socket:
         """Return the one listener of a name; see `Service.listener`."""
         if not isinstance(name, str):
             msg = f"listener({name!r}): give the FileDescriptorName= of the socket unit (str)"
@@ -121,23 +129,23 @@ class Listeners:
         """Keep passed descriptors from children, as sd_listen_fds(3) does, also those that nobody asks for."""
         for fd, _ in self._environment().listeners if _passes_descriptors() else ():
             with contextlib.suppress(OSError):
-                os.set_inheritable(fd, False)
+                os.set_inheritable(fd, False)  # noqa: FBT003 - positional only
 
-    def origin(self, sock: Any) -> Origin:  # noqa: ANN401 - sockets and what wraps them
+    def origin(self, sock: Any) -> Origin:
         """Say where a listener comes from; one of somebody else counts as bound here."""
         known = self._find_known(sock)
         return known.origin if known is not None else Origin.BOUND
 
-    def serves_backlog(self, sock: Any) -> bool:  # noqa: ANN401 - see origin
+    def serves_backlog(self, sock: Any) -> bool:
         """Say whether connections that wait at the begin are this process's to serve, not the next one's."""
         return self.origin(sock) is not Origin.UNIT
 
-    def was_passed(self, sock: Any) -> bool:  # noqa: ANN401 - see origin
+    def was_passed(self, sock: Any) -> bool:
         """Say whether the manager holds it as well: clients may wait at it when it is closed here."""
         known = self._find_known(sock)
         return known is not None and known.passed
 
-    def unlink(self, sock: Any = None) -> None:  # noqa: ANN401 - see origin
+    def unlink(self, sock: Any = None) -> None:
         """Remove the path of an AF_UNIX listener that was bound here and is not kept; None: of each of them.
 
         Done when it is closed. A path that another process has bound meanwhile is left alone.
@@ -146,9 +154,13 @@ class Listeners:
         with self._lock:
             known = [each for each in self._known if each.path is not None and wanted in (None, each.inode)]
         for each in known:
-            if each.origin is Origin.BOUND and each.path is not None and _path_inode(each.path) == each.path_inode:
+            if (
+                each.origin is Origin.BOUND
+                and each.path is not None
+                and _path_inode(each.path) == each.path_inode
+            ):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(each.path)
+                    os.unlink(each.path)  # noqa: PTH108 - pathlib is 5 ms of the bare import
             each.path = None
 
     def inherit(self, parents: Listeners) -> None:
@@ -168,7 +180,7 @@ class Listeners:
 
     # -- finding -------------------------------------------------------------------------------------------------------
 
-    def _find_known(self, sock: Any) -> _Kept | None:  # noqa: ANN401 - see origin
+    def _find_known(self, sock: Any) -> _Kept | None:
         inode = _inode(sock)
         with self._lock:
             return next((each for each in self._known if inode is not None and each.inode == inode), None)
@@ -197,7 +209,9 @@ class Listeners:
             return f"listener {name!r} was passed, but {self._unusable[name]}"
         if not _passes_descriptors():
             return f"listener {name!r}: descriptors are passed by systemd, which runs on Linux only; give fallback=(host, port)"
-        passed = ", ".join(f"{key!r} ({', '.join(map(describe, socks))})" for key, socks in self._all_passed().items())
+        passed = ", ".join(
+            f"{key!r} ({', '.join(map(describe, socks))})" for key, socks in self._all_passed().items()
+        )
         return (
             f"listener {name!r} was not passed; passed were: {passed or 'none'}. Add FileDescriptorName={name} to the [Socket] section "
             "of its .socket unit, or give fallback="
@@ -216,15 +230,19 @@ class Listeners:
     def _adopt(self, fd: int, name: str) -> Listener | None:
         """Make a socket of a passed descriptor; None, and the descriptor left alone, where it is none."""
         try:
-            os.set_inheritable(fd, False)
+            os.set_inheritable(fd, False)  # noqa: FBT003 - positional only
             if not stat.S_ISSOCK(os.fstat(fd).st_mode):
                 # No mistake by itself: the store and OpenFile= pass files too. Who asks for it as a listener is told.
                 self._unusable[name] = f"descriptor {fd} is no socket; listener() takes sockets only"
                 return None
             sock = Listener(fileno=fd)
         except OSError as error:
-            self._unusable[name] = f"descriptor {fd} cannot be used: {error.strerror}; was it closed by somebody else?"
-            LOG.warning("listener %r is left out: %s", name, self._unusable[name], extra=journal.record("mistake"))
+            self._unusable[name] = (
+                f"descriptor {fd} cannot be used: {error.strerror}; was it closed by somebody else?"
+            )
+            LOG.warning(
+                "listener %r is left out: %s", name, self._unusable[name], extra=journal.record("mistake")
+            )
             return None
         # What NonBlocking= says is what Python shall think of it; the flag itself is shared with other processes.
         sock.settimeout(None if os.get_blocking(fd) else 0.0)
@@ -234,31 +252,38 @@ class Listeners:
     # -- binding -------------------------------------------------------------------------------------------------------
 
     def _bind(self, name: str, fallback: Fallback, *, keep: bool) -> Listener:
-        family, address = _resolve(name, fallback)
+        family, address = resolve(name, fallback)
         path = address if isinstance(address, str) and not address.startswith("\0") else None
         sock = Listener(family, socket.SOCK_STREAM)
         try:
             if path is not None:
-                _replace_stale(name, path)
+                replace_stale(name, path)
             elif os.name == "posix":  # elsewhere it would let two servers share the port
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
             sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
-            msg = f"listener {name!r} was not passed and cannot be bound at {_shown(address)}: {error.strerror or error}"
+            msg = f"listener {name!r} was not passed and cannot be bound at {shown(address)}: {error.strerror or error}"
             raise ListenerError(msg) from error
         except BaseException:
             sock.close()
             raise
-        self._known.append(_Kept(sock, Origin.KEPT if keep and self._store(name, sock) else Origin.BOUND, path))
+        self._known.append(
+            _Kept(sock, Origin.KEPT if keep and self._store(name, sock) else Origin.BOUND, path)
+        )
         return sock
 
     def _store(self, name: str, sock: socket.socket) -> bool:
         try:
             return self._send({"FDSTORE": 1, "FDNAME": name}, [sock.fileno()])
         except OSError as error:
-            LOG.warning("listener %r cannot be kept in the manager's fd store: %s", name, error, extra=journal.record("mistake"))
+            LOG.warning(
+                "listener %r cannot be kept in the manager's fd store: %s",
+                name,
+                error,
+                extra=journal.record("mistake"),
+            )
             return False
 
 
@@ -273,21 +298,12 @@ def listens(sock: socket.socket) -> bool:
 def describe(sock: socket.socket) -> str:
     """Name a socket for people: its address."""
     try:
-        return _shown(sock.getsockname())
+        return shown(sock.getsockname())
     except OSError:
         return "closed"
 
 
-def _shown(address: Any) -> str:  # noqa: ANN401 - an address of any family
-    if isinstance(address, (str, bytes)):
-        return os.fsdecode(address).replace("\0", "@") or "an AF_UNIX socket without a name"
-    if isinstance(address, tuple) and len(address) >= 2:
-        host = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
-        return f"{host}:{address[1]}"
-    return str(address)
-
-
-def _rebuilt(duplicate: Any) -> Listener:  # noqa: ANN401 - multiprocessing's DupFd
+def _rebuilt(duplicate: Any) -> Listener:
     return Listener(fileno=duplicate.detach())
 
 
@@ -295,7 +311,7 @@ def _passes_descriptors() -> bool:
     return sys.platform == "linux"
 
 
-def _inode(sock: Any) -> int | None:  # noqa: ANN401 - sockets and what wraps them
+def _inode(sock: Any) -> int | None:
     try:
         return os.fstat(sock.fileno()).st_ino
     except (OSError, ValueError):
@@ -315,52 +331,3 @@ def _check_name(name: str) -> None:
     if not name or len(name) > FDNAME_MAX or not name.isascii() or not name.isprintable() or ":" in name:
         msg = f"keep=True: {name[:80]!r} cannot be a name in the fd store; use 1 to {FDNAME_MAX} printable ASCII characters without ':'"
         raise ValueError(msg)
-
-
-def _resolve(name: str, fallback: Fallback) -> tuple[int, Any]:
-    """Return the family and the address to bind."""
-    if isinstance(fallback, (str, os.PathLike)):
-        path = os.fspath(fallback)
-        if not hasattr(socket, "AF_UNIX"):
-            msg = f"listener {name!r}: this system has no AF_UNIX sockets; give fallback=(host, port)"
-            raise ListenerError(msg)
-        return socket.AF_UNIX, "\0" + path[1:] if path.startswith("@") else path
-    if not isinstance(fallback, tuple) or len(fallback) != 2 or not isinstance(fallback[0], str) or type(fallback[1]) is not int:
-        msg = f"fallback={fallback!r}: give (host, port), or a path for AF_UNIX"
-        raise TypeError(msg)
-    host, port = fallback
-    if not 0 <= port <= 65535:
-        msg = f"fallback={fallback!r}: a port is 0 to 65535"
-        raise ValueError(msg)
-    literal = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        found = socket.getaddrinfo(literal or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104 - "" asks for it
-    except OSError as error:
-        msg = f"listener {name!r} was not passed and cannot be bound at {_shown(fallback)}: {error.strerror or error}"
-        raise ListenerError(msg) from error
-    return found[0][0], found[0][4]
-
-
-def _replace_stale(name: str, path: str) -> None:
-    """Remove an AF_UNIX path that nobody listens at, if it is ours; else leave it for bind() to complain about."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        msg = f"listener {name!r} cannot be bound at {path}: there is something that is no socket; it is left alone"
-        raise ListenerError(msg)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            pass
-        except OSError:  # full, of another type, or not to be reached: somebody is there
-            return
-        else:
-            return
-    if found.st_uid != os.geteuid():
-        msg = f"listener {name!r} cannot be bound at {path}: a stale socket of user {found.st_uid} is there; it is not ours to remove"
-        raise ListenerError(msg)
-    os.unlink(path)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from requiem_systemd import exits, journal
 from requiem_systemd.accepting import Acceptor, Address, connections
+from requiem_systemd.binding import Fallback
 from requiem_systemd.doors import Doors
 from requiem_systemd.engine import Engine
 from requiem_systemd.errors import AbandonedError, RequiemError
@@ -20,7 +21,7 @@ from requiem_systemd.gate import Gate
 from requiem_systemd.hooks import Hook, Hooks, running_loop
 from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.ledger import Record, holding
-from requiem_systemd.listen import Fallback, Listeners
+from requiem_systemd.listen import Listeners
 from requiem_systemd.loop import Clock
 from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options

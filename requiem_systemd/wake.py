@@ -18,8 +18,9 @@ class Wake:
     """
 
     def __init__(self) -> None:
+        """Open a pair of sockets."""
         self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
+        self._writer.settimeout(0.0)
 
     def fileno(self) -> int:
         """Return the descriptor; -1 when closed."""
@@ -36,10 +37,11 @@ class Wake:
         self._writer.close()
 
     def __del__(self) -> None:
+        """Give the descriptors back without a ResourceWarning: whoever waited has gone."""
         self.close()
 
 
-def readable(*files: Any, timeout: float | None = None) -> list[int]:  # noqa: ANN401 - descriptors, and what has fileno()
+def readable(*files: Any, timeout: float | None = None) -> list[int]:
     """Wait until one of them can be read (or has ended); return the descriptors that can, none when the time ran out."""
     fds = [file if isinstance(file, int) else file.fileno() for file in files]
     fds = [fd for fd in fds if fd >= 0]

@@ -50,7 +50,7 @@ class WayOut:
         """Run the `dead` handlers, then let whoever waits go on."""
         self.status = EX_TEMPFAIL if abandoned else 0
         self._since = self._setting.now()
-        self._setting.loop.alarm(self._tick, self._since + SHOW_EVERY)
+        self._setting.loop.alarm(self._tick, self._since + min(SHOW_EVERY, self._setting.options.exit_timeout))
         self._setting.hooks.emit("dead", (self.status,), lambda _: self._setting.loop.post(self._let_out))
 
     def look(self) -> None:
@@ -91,7 +91,8 @@ class WayOut:
         if elapsed >= self._setting.options.exit_timeout:
             self._stuck(elapsed)
             return
-        self._setting.loop.alarm(self._tick, self._setting.now() + SHOW_EVERY)
+        end = self._since + self._setting.options.exit_timeout
+        self._setting.loop.alarm(self._tick, min(self._setting.now() + SHOW_EVERY, end))
         keeper = _keeper()
         name = "main thread" if keeper is threading.main_thread() else f"thread {keeper.name}"
         self._setting.notifier.tell(STATUS=report.exiting(elapsed, name, place(keeper.ident)))

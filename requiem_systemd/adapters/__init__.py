@@ -8,10 +8,12 @@ A kind of your own takes one line: `requiem_systemd.adapters.register("package.m
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from requiem_systemd.accepting import Host
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from requiem_systemd.accepting import Host
 
 Factory: TypeAlias = "Callable[[Any, Any, float], object]"
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from requiem_systemd.accepting import Host
 from requiem_systemd.listen import describe
 from requiem_systemd.wake import readable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from requiem_systemd.accepting import Host
 
 # A listener that never runs dry is closed all the same after so many turns of the loop.
 TURNS: Final = 200
@@ -17,7 +20,7 @@ TURNS: Final = 200
 SETTLE: Final = 8
 
 
-def door(host: Host, server: Any, _grace: float) -> None:  # noqa: ANN401 - asyncio's or uvloop's
+def door(host: Host, server: Any, _grace: float) -> None:
     """Have the drain close an asyncio server."""
     Door(host, server)
 
@@ -25,7 +28,8 @@ def door(host: Host, server: Any, _grace: float) -> None:  # noqa: ANN401 - asyn
 class Door:
     """A door: one asyncio server and its listeners."""
 
-    def __init__(self, host: Host, server: Any) -> None:  # noqa: ANN401 - see door
+    def __init__(self, host: Host, server: Any) -> None:
+        """Have the drain shut it."""
         self._host = host
         self._server = server
         self.label = ", ".join(describe(sock) for sock in server.sockets) or "closed"
@@ -41,7 +45,8 @@ class Door:
             done()
 
     def _begin(self, done: Callable[[], object]) -> None:
-        ours, theirs = [], []
+        ours: list[Any] = []
+        theirs: list[Any] = []
         for sock in self._server.sockets:
             (ours if self._host.listening.serves_backlog(sock) else theirs).append(sock)
             self._host.listening.unlink(sock)
@@ -76,12 +81,10 @@ class Door:
 
 
 @contextlib.contextmanager
-def _raw(sock: Any) -> Any:  # noqa: ANN401 - asyncio.trsock.TransportSocket, which has a dup() but is no socket
+def _raw(sock: Any) -> Any:
     raw = sock.dup() if not isinstance(sock, socket.socket) else sock
     try:
         yield raw
     finally:
         if raw is not sock:
             raw.close()
-
-

@@ -11,24 +11,29 @@ import http.server
 import os
 import sys
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from requiem_systemd.adapters.lines import Line
 from requiem_systemd.adapters.socketservers import ServerDoor
 from requiem_systemd.errors import DrainingError
 from requiem_systemd.ledger import REQUEST, More
-from requiem_systemd.tracker import Hold
 from requiem_systemd.wake import readable
 
+if TYPE_CHECKING:
+    from requiem_systemd.adapters.lines import Line
+    from requiem_systemd.tracker import Hold
+
 SWITCHING: Final = 101
+FINAL: Final = 200  # below, answers are provisional (RFC 9110, 15.2)
 
 
-def door(service: Any, server: http.server.HTTPServer, grace: float) -> None:  # noqa: ANN401 - a Service
+def door(service: Any, server: http.server.HTTPServer, grace: float) -> None:
     """Have the drain close an HTTP server; RuntimeError if it serves already."""
     handler: Any = server.RequestHandlerClass
     plain = handler.func if isinstance(handler, functools.partial) else handler
     if not (isinstance(plain, type) and issubclass(plain, http.server.BaseHTTPRequestHandler)):
-        ServerDoor(service, server, grace).attach()  # of whatever makes the handlers nothing is known: the whole call holds
+        ServerDoor(
+            service, server, grace
+        ).attach()  # of whatever makes the handlers nothing is known: the whole call holds
         return
     made = HttpDoor(service, server, grace)
     made.attach()
@@ -50,7 +55,7 @@ class HttpDoor(ServerDoor):
         return self.lines.began is not None
 
 
-def tracked(door: HttpDoor, kind: Any) -> type:  # noqa: ANN401 - a class of handlers
+def tracked(door: HttpDoor, kind: Any) -> type:
     """Make the subclass of a class of handlers that tracks its requests."""
 
     class Tracked(kind):  # type: ignore[misc] # of whatever class there is
@@ -66,7 +71,7 @@ def tracked(door: HttpDoor, kind: Any) -> type:  # noqa: ANN401 - a class of han
 
         def handle_one_request(self) -> None:
             exchange = self._exchange
-            if exchange is None or exchange.hold is None and not exchange.begin():
+            if exchange is None or (exchange.hold is None and not exchange.begin()):
                 self.close_connection = True
                 return
             super().handle_one_request()
@@ -85,7 +90,11 @@ def tracked(door: HttpDoor, kind: Any) -> type:  # noqa: ANN401 - a class of han
             if exchange is not None and taken_over:
                 exchange.taken_over()
 
-    Tracked.__name__, Tracked.__qualname__, Tracked.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    Tracked.__name__, Tracked.__qualname__, Tracked.__module__ = (
+        kind.__name__,
+        kind.__qualname__,
+        kind.__module__,
+    )
     Tracked.__doc__ = kind.__doc__
     return Tracked
 
@@ -93,7 +102,8 @@ def tracked(door: HttpDoor, kind: Any) -> type:  # noqa: ANN401 - a class of han
 class Exchange:
     """One connection's requests, one after another."""
 
-    def __init__(self, door: HttpDoor, handler: Any) -> None:  # noqa: ANN401 - of whatever class there is
+    def __init__(self, door: HttpDoor, handler: Any) -> None:
+        """Store."""
         self.hold: Hold | None = None
         self._door = door
         self._handler = handler
@@ -200,12 +210,15 @@ class Exchange:
         status = _status(lines)
         if status == SWITCHING:
             return True
-        if status >= 200 and self._door.draining():
+        if status >= FINAL and self._door.draining():
             kept = [line for line in lines if not line.lower().startswith(b"connection:")]
             kept.insert(len(kept) - (kept[-1] == b"\r\n"), b"Connection: close\r\n")
             lines[:] = kept
             self._handler.close_connection = True
-        return any(line.lower().startswith(b"content-type:") and b"text/event-stream" in line.lower() for line in lines)
+        return any(
+            line.lower().startswith(b"content-type:") and b"text/event-stream" in line.lower()
+            for line in lines
+        )
 
 
 def label(method: str, path: str) -> str:

@@ -42,16 +42,17 @@ class _Epoll:
 class _Kqueue:
     def __init__(self, fds: tuple[int, ...]) -> None:
         kernel: Any = select
-        self._change = lambda fd, flag: kernel.kevent(fd, kernel.KQ_FILTER_READ, flag)
+        self._event = kernel.kevent
+        self._read = kernel.KQ_FILTER_READ
         self._delete = kernel.KQ_EV_DELETE
         self._queue = kernel.kqueue()
         self.fileno = self._queue.fileno
         self.close = self._queue.close
-        self._queue.control([self._change(fd, kernel.KQ_EV_ADD) for fd in fds], 0)
+        self._queue.control([self._event(fd, self._read, kernel.KQ_EV_ADD) for fd in fds], 0)
 
     def remove(self, fd: int) -> None:
         with contextlib.suppress(OSError, ValueError):
-            self._queue.control([self._change(fd, self._delete)], 0)
+            self._queue.control([self._event(fd, self._read, self._delete)], 0)
 
 
 CAN_JOIN: Final = hasattr(select, "epoll") or hasattr(select, "kqueue")

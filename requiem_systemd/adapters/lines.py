@@ -7,11 +7,17 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from requiem_systemd.errors import DrainingError
 from requiem_systemd.ledger import CONNECTION, Ledger, More, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+# tcp(7), struct tcp_info: eight bytes, then 32-bit fields; the twelfth is tcpi_last_data_recv, in milliseconds
+LAST_DATA_RECV: Final = 52
 
 
 class Line:
@@ -23,6 +29,7 @@ class Line:
     __slots__ = ("cut", "idle", "record", "request", "since")
 
     def __init__(self, request: object, *, idle: bool) -> None:
+        """Store."""
         self.request = request
         self.idle = idle
         self.record: Record | None = None
@@ -38,6 +45,7 @@ class Lines:
     """
 
     def __init__(self, ledger: Ledger, label: str, *, begin_idle: bool) -> None:
+        """Store; `begin_idle`: a connection by itself holds nothing."""
         self.began: float | None = None
         self._ledger = ledger
         self._label = label
@@ -47,6 +55,7 @@ class Lines:
         self._by_request: dict[int, Line] = {}
 
     def __len__(self) -> int:
+        """Count them."""
         return len(self._live)
 
     def begin(self) -> None:
@@ -138,24 +147,29 @@ class Lines:
             self._ledger.leave(record)
 
 
-def silence(connection: Any) -> float:  # noqa: ANN401 - a socket
+def silence(connection: Any) -> float:
     """Return the seconds since the last byte came in; infinity where the system does not tell (AF_UNIX, other systems)."""
     try:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     except (OSError, AttributeError):
         return float("inf")
-    # tcp(7), struct tcp_info: eight bytes, then 32-bit fields; the twelfth is tcpi_last_data_recv, in milliseconds
-    return float(struct.unpack_from("I", info, 52)[0]) / 1000 if len(info) >= 56 else float("inf")
+    return (
+        float(struct.unpack_from("I", info, LAST_DATA_RECV)[0]) / 1000
+        if len(info) > LAST_DATA_RECV + 3
+        else float("inf")
+    )
 
 
-def cut(connection: Any) -> None:  # noqa: ANN401 - a socket
+def cut(connection: Any) -> None:
     """Let a reader of a connection see its end; writing goes on."""
     with contextlib.suppress(OSError):  # closed meanwhile
         # The plain class's: an ssl.SSLSocket's own would drop the TLS layer, and the answer would go out in clear
         socket.socket.shutdown(connection, socket.SHUT_RD)
 
 
-def cut_when_silent(connection: Any, since: Callable[[], float], grace: float, wait: Callable[[float], object]) -> None:  # noqa: ANN401
+def cut_when_silent(
+    connection: Any, since: Callable[[], float], grace: float, wait: Callable[[float], object]
+) -> None:
     """Wait until a connection has been silent for the grace, then cut it."""
     while (left := grace - min(time.monotonic() - since(), silence(connection))) > 0:
         wait(left)

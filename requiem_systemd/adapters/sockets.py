@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import socket
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requiem_systemd.accepting import Acceptor, Address, Host, Waiting, secured
 from requiem_systemd.hooks import running_loop
 from requiem_systemd.listen import describe
 
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
 
-def door(service: Any, sock: socket.socket, _grace: float) -> None:  # noqa: ANN401 - a Service
+
+def door(service: Any, sock: socket.socket, _grace: float) -> None:
     """Have the drain close a socket."""
     loop = running_loop()
     if sock.gettimeout() == 0 and loop is not None:
@@ -32,7 +34,7 @@ def _adopt(sock: socket.socket, acceptor: Acceptor) -> None:
     timeout, plain = sock.gettimeout(), type(sock)
     served: dict[int, Waiting] = {}
 
-    def accept(self: Any) -> tuple[socket.socket, Address]:  # noqa: ANN401 - the socket
+    def accept(self: Any) -> tuple[socket.socket, Address]:
         waited = served.pop(threading.get_ident(), None)
         if waited is not None:
             acceptor.back(waited)
@@ -44,13 +46,15 @@ def _adopt(sock: socket.socket, acceptor: Acceptor) -> None:
 
     if timeout != 0:  # who does not block cannot be left blocked
         # Its own __class__: a socket has slots, no attributes, and whoever waits in accept() has this very object.
-        sock.__class__ = type(plain.__name__, (plain,), {"__slots__": (), "__module__": plain.__module__, "accept": accept})
+        sock.__class__ = type(
+            plain.__name__, (plain,), {"__slots__": (), "__module__": plain.__module__, "accept": accept}
+        )
 
 
 class _LoopSocket:
     """A door: a listener on which an event loop accepts."""
 
-    def __init__(self, host: Host, sock: socket.socket, loop: Any) -> None:  # noqa: ANN401 - of any kind
+    def __init__(self, host: Host, sock: socket.socket, loop: Any) -> None:
         self.label = describe(sock)
         self._host = host
         self._sock = sock
@@ -73,7 +77,9 @@ class _LoopSocket:
     def _close(self) -> None:
         if self._sock.fileno() < 0:
             return
-        with contextlib.suppress(RuntimeError, NotImplementedError, AttributeError):  # closed, or without readers
+        with contextlib.suppress(
+            RuntimeError, NotImplementedError, AttributeError
+        ):  # closed, or without readers
             self._loop.remove_reader(self._sock.fileno())
         if self._host.listening.was_passed(self._sock):
             self._host.doors.watch(self._sock)

@@ -20,8 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from requiem_systemd.adapters.junction import CAN_JOIN, Junction, join
 from requiem_systemd.adapters.lines import Lines, cut_when_silent
@@ -29,11 +28,14 @@ from requiem_systemd.ledger import CONNECTION, LISTENER, More, Record
 from requiem_systemd.listen import Listener, describe
 from requiem_systemd.wake import Wake, readable
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LOG: Final = logging.getLogger("requiem_systemd")
 _PLAIN_GET: Final = (socketserver.TCPServer.get_request, socketserver.UDPServer.get_request)
 
 
-def door(service: Any, server: socketserver.BaseServer, grace: float) -> None:  # noqa: ANN401 - a Service
+def door(service: Any, server: socketserver.BaseServer, grace: float) -> None:
     """Have the drain close a server; RuntimeError if it serves already."""
     ServerDoor(service, server, grace).attach()
 
@@ -44,7 +46,8 @@ class ServerDoor:
     # Whether a connection holds the stop from its begin, or only while something is under way on it.
     begins_idle = False
 
-    def __init__(self, service: Any, server: Any, grace: float) -> None:  # noqa: ANN401 - a Service; any socketserver
+    def __init__(self, service: Any, server: Any, grace: float) -> None:
+        """Store; RuntimeError if the server serves already."""
         if _serves(server):
             msg = f"track_socket({type(server).__name__}): the server serves already; call it before serve_forever()"
             raise RuntimeError(msg)
@@ -69,7 +72,15 @@ class ServerDoor:
 
     def attach(self) -> None:
         """Override what has to be, and have the drain shut it."""
-        names = ["fileno", "get_request", "shutdown_request", "close_request", "server_close", "serve_forever", "handle_request"]
+        names = [
+            "fileno",
+            "get_request",
+            "shutdown_request",
+            "close_request",
+            "server_close",
+            "serve_forever",
+            "handle_request",
+        ]
         if hasattr(os, "fork") and isinstance(self.server, socketserver.ForkingMixIn):
             names += ["process_request", "finish_request"]
         for name in names:
@@ -107,12 +118,14 @@ class ServerDoor:
     def _handle_request(self) -> None:
         self._by_call = True
         with self._served():
-            if self._closed and not self._pending:  # as of any server that is closed; to return would have the caller spin
+            if (
+                self._closed and not self._pending
+            ):  # as of any server that is closed; to return would have the caller spin
                 raise OSError(errno.EBADF, f"the server at {self.label} is closed: the service drains")
             self._theirs["handle_request"]()
 
     @contextlib.contextmanager
-    def _served(self) -> Any:  # noqa: ANN401 - a context
+    def _served(self) -> Any:
         with self._lock:
             self._serving += 1
             if CAN_JOIN and self._junction is None:
@@ -163,10 +176,15 @@ class ServerDoor:
                 return self._pending.popleft()
             if self._done is None and not self._closed:
                 return None
-            if not self._closed and not self._by_engine() and self._ours() and readable(self.server.socket, timeout=0):
+            if (
+                not self._closed
+                and not self._by_engine()
+                and self._ours()
+                and readable(self.server.socket, timeout=0)
+            ):
                 return None
             self._close()
-        self.server._BaseServer__shutdown_request = True
+        self.server._BaseServer__shutdown_request = True  # noqa: SLF001 - shutdown() would wait for this very thread
         raise OSError(errno.EBADF, "the listener is closed: the service drains")
 
     def _accept(self) -> tuple[Any, Any]:
@@ -179,23 +197,23 @@ class ServerDoor:
     def _accept_now(self, *, plain: bool) -> tuple[Any, Any]:
         sock = self.server.socket
         if hasattr(os, "set_blocking"):
-            os.set_blocking(sock.fileno(), False)  # the flag only: handle_request() goes by the socket's timeout
+            os.set_blocking(sock.fileno(), False)
         request, address = self._theirs["get_request"]()
         if plain and request.__class__ is not tuple:
-            request.setblocking(True)  # BSD and macOS: the listener's flag is inherited
+            request.settimeout(socket.getdefaulttimeout())  # BSD and macOS: the listener's flag is inherited
         return request, address
 
     def _plain(self) -> bool:
         kind = type(self.server)
         return kind.get_request in _PLAIN_GET and type(self.server.socket) in (socket.socket, Listener)
 
-    def _shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - a connection, or a datagram with its socket
+    def _shutdown_request(self, request: Any) -> None:
         try:
             self._theirs["shutdown_request"](request)
         finally:
             self.ended(request)
 
-    def _close_request(self, request: Any) -> None:  # noqa: ANN401 - see above
+    def _close_request(self, request: Any) -> None:
         try:
             self._theirs["close_request"](request)
         finally:
@@ -212,7 +230,7 @@ class ServerDoor:
 
     # -- forking -------------------------------------------------------------------------------------------------------
 
-    def _process_request(self, request: Any, address: Any) -> None:  # noqa: ANN401 - see above
+    def _process_request(self, request: Any, address: Any) -> None:
         before = set(self.server.active_children or ())
         record = Record(f"process at {self.label}", None)
         record.more = More(CONNECTION)
@@ -227,12 +245,14 @@ class ServerDoor:
                 record.owner = f"process {child}"
                 self.service.follow(record, child)
 
-    def _finish_request(self, request: Any, address: Any) -> None:  # noqa: ANN401 - see above
+    def _finish_request(self, request: Any, address: Any) -> None:
         if os.getpid() != self.pid:
             self.lines.forked()
             self._lock = threading.Lock()
             if not self.begins_idle and isinstance(request, socket.socket):
-                threading.Thread(target=self._cut_in_child, args=(request,), name="requiem-cut", daemon=True).start()
+                threading.Thread(
+                    target=self._cut_in_child, args=(request,), name="requiem-cut", daemon=True
+                ).start()
         self._theirs["finish_request"](request, address)
 
     def _cut_in_child(self, request: socket.socket) -> None:
@@ -257,7 +277,7 @@ class ServerDoor:
                 self._accept_backlog()
                 self._close()
             elif not CAN_JOIN:
-                self.server._BaseServer__shutdown_request = True
+                self.server._BaseServer__shutdown_request = True  # noqa: SLF001 - shutdown() would block the engine
         self._shutting.set()
 
     def _by_engine(self) -> bool:

@@ -29,6 +29,7 @@ class Inside:
         self.pid = os.getpid()
         self._service = service
         self._hung: Latch | None = None
+        self._stuck: set[threading.Thread] = set()
         service.arm_with(environ=dict(environ), clock=clock, **{"signals": False, "exit": False, **options})
 
     def connect(self, mailbox: Mailbox) -> None:
@@ -63,8 +64,9 @@ class Inside:
         """Wait for handlers and health checks that run; say whether there may have been any."""
         checked = self._service.engine.setting.options.health is not None
         for thread in threading.enumerate() if checked else ():
-            if thread.name == "requiem-health":
+            if thread.name == "requiem-health" and thread not in self._stuck:
                 thread.join(PATIENCE)
+                self._stuck |= {thread} if thread.is_alive() else set()
         return self._handled() or checked
 
     def _handled(self) -> bool:

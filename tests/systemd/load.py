@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import socket
 import subprocess
@@ -43,7 +44,7 @@ class Figures(NamedTuple):
     def silence(self, begin: float, end: float) -> float:
         """Return the longest time between two answers in a stretch of time."""
         times = [begin, *sorted(when for when in self.done if begin <= when <= end), end]
-        return max(after - before for before, after in zip(times, times[1:], strict=False))
+        return max(after - before for before, after in itertools.pairwise(times))
 
 
 class Load:
@@ -51,7 +52,13 @@ class Load:
 
     def __init__(self, address: str, *, new: int, keep: int, path: str = "/", seconds: float = 300) -> None:
         """Store; `with` starts."""
-        self._argv = [sys.executable, str(Path(__file__).resolve()), address, f"--new={new}", f"--keep={keep}"]
+        self._argv = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            address,
+            f"--new={new}",
+            f"--keep={keep}",
+        ]
         self._argv += [f"--path={path}", f"--seconds={seconds}"]
         self._process: subprocess.Popen[str] | None = None
 
@@ -117,7 +124,7 @@ class Client:
 
     def pooled(self) -> socket.socket | None:
         """Return the kept connection that has rested longest and was not closed by the other side; None to have one more made."""
-        while len(self.pool) >= POOL or self.pool and self.sent % 4:
+        while len(self.pool) >= POOL or (self.pool and self.sent % 4):
             sock = self.pool.pop(0)
             try:
                 sock.recv(1, socket.MSG_PEEK)
@@ -131,7 +138,7 @@ class Client:
     async def connect(self) -> socket.socket:
         """Open a connection."""
         sock = socket.socket(socket.AF_INET6 if ":" in self.address[0] else socket.AF_INET)
-        sock.setblocking(False)
+        sock.settimeout(0.0)
         try:
             await asyncio.get_running_loop().sock_connect(sock, self.address)
         except BaseException:
@@ -168,7 +175,8 @@ async def run(client: Client, *, new: int, keep: int, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(sys.stdin, ended.set)
-    begin, tasks = loop.time(), set()
+    begin = loop.time()
+    tasks: set[asyncio.Task[None]] = set()
     rate = new + keep
     for number in range(int(seconds * rate)):
         pause = begin + number / rate - loop.time()
@@ -192,15 +200,28 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Send HTTP requests on time, and say what became of them.")
     parser.add_argument("address", metavar="HOST:PORT")
-    parser.add_argument("--new", type=int, default=250, metavar="RATE", help="requests a second over new connections")
-    parser.add_argument("--keep", type=int, default=250, metavar="RATE", help="requests a second over kept connections")
+    parser.add_argument(
+        "--new", type=int, default=250, metavar="RATE", help="requests a second over new connections"
+    )
+    parser.add_argument(
+        "--keep", type=int, default=250, metavar="RATE", help="requests a second over kept connections"
+    )
     parser.add_argument("--path", default="/")
-    parser.add_argument("--seconds", type=float, default=10.0, help="end after this, or when standard input ends")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="end after this, or when standard input ends"
+    )
     options = parser.parse_args()
     client = Client(options.address, options.path)
     asyncio.run(run(client, new=options.new, keep=options.keep, seconds=options.seconds))
     failed = Counter(reason for _, reason in client.failures)
-    figures = Figures(client.sent, len(client.done), dict(failed), client.slowest, client.done, [list(f) for f in client.failures])
+    figures = Figures(
+        client.sent,
+        len(client.done),
+        dict(failed),
+        client.slowest,
+        client.done,
+        [list(f) for f in client.failures],
+    )
     print(json.dumps(figures._asdict()))
 
 

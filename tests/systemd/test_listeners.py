@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tests.systemd.conftest import Unit, unit_text
+from tests.systemd.conftest import UNITS, Unit, unit_text
 from tests.systemd.load import Figures, Load
 from tests.systemd.sandbox import CHECKOUT, Sandbox
 
@@ -72,29 +72,32 @@ def activated(sandbox: Sandbox, python: str, request: pytest.FixtureRequest) -> 
         unit = Unit(sandbox, f"{stem}-{len(names)}.service")
         units = [f"{unit.name.removesuffix('.service')}{suffix}.socket" for suffix in sockets or {}]
         for name, lines in zip(units, (sockets or {}).values(), strict=True):
-            sandbox.unit(name, f"[Unit]\nStartLimitIntervalSec=0\n[Socket]\nService={unit.name}\n{textwrap.dedent(lines)}\n")
+            sandbox.unit(
+                name,
+                f"[Unit]\nStartLimitIntervalSec=0\n[Socket]\nService={unit.name}\n{textwrap.dedent(lines)}\n",
+            )
         path = f"/run/requiem-tests/{unit.name.removesuffix('.service')}.py"
         sandbox.write(path, textwrap.dedent(script).lstrip())
-        settings = {"Environment": f"PYTHONPATH={CHECKOUT}", **({"Sockets": " ".join(units)} if units else {}), **settings}
+        settings = {
+            "Environment": f"PYTHONPATH={CHECKOUT}",
+            **({"Sockets": " ".join(units)} if units else {}),
+            **settings,
+        }
         sandbox.unit(unit.name, unit_text(f"{python} -u {path}", settings))
         holder = unit.name.replace(".service", ".target")
         sandbox.unit(holder, f"[Unit]\nAfter={unit.name}\n")
         names.extend((unit.name, *units))
+        request.node.stash.setdefault(UNITS, []).append(unit)
         sandbox.systemctl("start", holder, *units, unit.name)
         return unit
 
     yield activated
     if names:
-        if request.node.stash.get(FAILED, False):
-            print("\n".join(sandbox.journal(name) for name in names))
         sockets_first = sorted(names, key=lambda name: not name.endswith(".socket"))
         sandbox.systemctl("stop", "--no-block", *sockets_first, check=False)
         sandbox.systemctl("kill", "--signal=KILL", *names, check=False)
         sandbox.systemctl("stop", *sockets_first, check=False)
         sandbox.systemctl("reset-failed", *names, check=False)
-
-
-FAILED = pytest.StashKey[bool]()
 
 
 def test_each_kind_is_passed(activated: Setup, sandbox: Sandbox, free_port: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 import requiem_systemd as requiem
 from requiem_systemd import NotMainThreadError, Service
 from requiem_systemd.protocol import read
+from requiem_systemd.service import process
 
 if TYPE_CHECKING:
     from requiem_systemd.testing import FakeManager
@@ -97,7 +98,14 @@ def test_journal_stream_garbage(value: str) -> None:
 
 def test_garbage_everywhere(manager: FakeManager, warnings_of: list[str]) -> None:
     """A service whose whole environment is garbage works, and says what is wrong."""
-    names = ("LISTEN_FDS", "LISTEN_PID", "WATCHDOG_USEC", "REQUIEM_DRAIN_TIMEOUT", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID")
+    names = (
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "WATCHDOG_USEC",
+        "REQUIEM_DRAIN_TIMEOUT",
+        "JOURNAL_STREAM",
+        "SYSTEMD_EXEC_PID",
+    )
     service = manager.arm(Service(), environ=dict.fromkeys(names, "\udcffgarbage"))
     service.ready()
     with service.track("job"):
@@ -110,7 +118,19 @@ def test_garbage_everywhere(manager: FakeManager, warnings_of: list[str]) -> Non
 
 @pytest.mark.parametrize(
     "label",
-    ["", "\n\nREADY=1\n", "a\0b", "\udcff", "x" * 1_000_000, "€" * 400_000, "\u2028", "\x1b[31m", "%s %d", "{0}", '"' * 2000],
+    [
+        "",
+        "\n\nREADY=1\n",
+        "a\0b",
+        "\udcff",
+        "x" * 1_000_000,
+        "€" * 400_000,
+        "\u2028",
+        "\x1b[31m",
+        "%s %d",
+        "{0}",
+        '"' * 2000,
+    ],
 )
 def test_labels(manager: FakeManager, service: Service, label: str) -> None:
     """Labels, statuses and reasons may hold anything: nothing is smuggled in, and every datagram fits."""
@@ -163,8 +183,8 @@ def test_initialize_in_a_thread() -> None:
     thread.start()
     thread.join()
     assert "signals=False" in str(errors[0])
-    assert requiem.process._armed is None
-    requiem.process.close()
+    assert process._armed is None
+    process.close()
 
 
 def test_initialize_in_a_thread_without_signals() -> None:
@@ -179,14 +199,19 @@ def test_initialize_in_a_thread_without_signals() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    requiem.process.close()
+    process.close()
     assert done == [True]
 
 
 def run(code: str, **environ: str) -> str:
     """Run a program by itself, and return what it prints."""
     shown = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", code], env={**os.environ, **environ}, capture_output=True, text=True, timeout=15, check=False
+        [sys.executable, "-X", "dev", "-c", code],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
     )
     assert shown.returncode == 0, shown.stderr
     return shown.stdout.strip()

@@ -192,7 +192,9 @@ def test_process(manager: FakeManager, service: Service, context: Any, started: 
     assert labels(service) == (["worker 1"] if started else [])
     if not started:
         process.start()
-    assert [(info.label, info.owner) for info in service.in_flight()] == [("worker 1", f"process {process.pid}")]
+    assert [(info.label, info.owner) for info in service.in_flight()] == [
+        ("worker 1", f"process {process.pid}")
+    ]
     manager.stop()
     manager.advance(15)
     assert manager.state == "stop-sigterm"
@@ -265,7 +267,7 @@ def test_what_has_no_end(service: Service, thing: object) -> None:
 
 def test_a_class(service: Service) -> None:
     """A class is a TypeError that says what to write."""
-    with pytest.raises(TypeError, match="a class has no end.*@track on its methods"):
+    with pytest.raises(TypeError, match=r"a class has no end.*@track on its methods"):
         service.track(Joins)
 
 
@@ -273,7 +275,7 @@ def test_a_coroutine_object(service: Service) -> None:
     """A coroutine object is a TypeError that says what to write."""
     waiting = coroutine()
     with pytest.raises(TypeError, match=r"create_task.*spawn"):
-        service.track(waiting)
+        service.track(waiting)  # type: ignore[unused-coroutine] # it is refused
     waiting.close()
 
 
@@ -289,8 +291,8 @@ def test_bad_lengths(service: Service, name: str, length: float) -> None:
     """Lengths that make no sense are a ValueError at the call, whatever is tracked."""
     for call in (service.track, service.create_tracker, service.admit):
         with pytest.raises(ValueError, match=name):
-            call("job", **{name: length})  # type: ignore[operator]
+            call("job", **{name: length})
     with pytest.raises(ValueError, match=name):
         service.track(threading.Thread(), **{name: length})  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=name):
-        service.track(**{name: length})  # type: ignore[call-overload]
+        service.track(**{name: length})

@@ -323,7 +323,7 @@ def test_done_by_another_thread(bare: Service) -> None:
 def test_a_dropped_handle_is_released(bare: Service) -> None:
     """A handle that nobody has any more holds nothing, and a ResourceWarning names it."""
     tracker = bare.create_tracker("forgotten")
-    with pytest.warns(ResourceWarning, match="forgotten"):
+    with pytest.warns(ResourceWarning, match="forgotten"):  # noqa: PT031 - two steps, one event
         del tracker
         gc.collect()
     assert labels(bare) == []
@@ -344,7 +344,7 @@ def test_a_handle_dropped_in_the_drain_ends_it(manager: FakeManager, service: Se
     tracker = service.create_tracker("forgotten")
     manager.stop()
     assert manager.state == "stop-sigterm"
-    with pytest.warns(ResourceWarning, match="forgotten"):
+    with pytest.warns(ResourceWarning, match="forgotten"):  # noqa: PT031 - two steps, one event
         del tracker
         gc.collect()
     manager.wait_for("dead")

@@ -8,18 +8,19 @@ import logging
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from requiem_systemd import ListenerError, Service
+from requiem_systemd.errors import ListenerError
 from requiem_systemd.listen import Listener, Listeners, Origin, describe
 from requiem_systemd.notify import Notifier
 from requiem_systemd.protocol import Environment
+from requiem_systemd.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 ANYWHERE = ("127.0.0.1", 0)
 
@@ -94,7 +95,10 @@ def test_passed_is_not_inherited_by_children() -> None:
 def test_passed_kind_is_found_out() -> None:
     """Family and type are the descriptor's own."""
     with passing("dns", kind=socket.SOCK_DGRAM) as (listeners, _):
-        assert (socket.AF_INET, socket.SOCK_DGRAM) == (listeners.listener("dns").family, listeners.listener("dns").type)
+        assert (listeners.listener("dns").family, listeners.listener("dns").type) == (
+            socket.AF_INET,
+            socket.SOCK_DGRAM,
+        )
 
 
 def test_several_under_one_name_says_listeners() -> None:
@@ -117,7 +121,7 @@ def test_closed_descriptor_is_left_out(caplog: pytest.LogCaptureFixture) -> None
     fd = os.dup(0)
     os.close(fd)
     listeners = told((fd, "http"))
-    assert {} == dict(listeners.listeners())
+    assert dict(listeners.listeners()) == {}
     assert "was it closed by somebody else?" in caplog.text
     with pytest.raises(ListenerError, match="was passed, but descriptor"):
         listeners.listener("http")
@@ -125,12 +129,12 @@ def test_closed_descriptor_is_left_out(caplog: pytest.LogCaptureFixture) -> None
 
 def test_file_is_left_alone() -> None:
     """A passed descriptor that is no socket stays open, and is an error for who asks for it as a listener."""
-    with open(os.devnull, "rb") as file:
+    with Path(os.devnull).open("rb") as file:
         listeners = told((file.fileno(), "state"))
         with pytest.raises(ListenerError, match="no socket"):
             listeners.listener("state")
         listeners.close()
-        assert b"" == file.read()
+        assert file.read() == b""
 
 
 def test_elsewhere_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +152,7 @@ def test_passed_stays_the_same_over_initialize() -> None:
         before = service.listener("http")
         with service:
             assert service.listener("http") is before
-    assert -1 == before.fileno()
+    assert before.fileno() == -1
 
 
 # -- what a listener does not do
@@ -177,7 +181,6 @@ def test_shutdown_leaves_it_alive(caplog: pytest.LogCaptureFixture) -> None:
             assert "shutdown() of listener 127.0.0.1" in caplog.text
 
 
-
 # -- bound
 
 
@@ -191,12 +194,15 @@ def test_fallback_is_bound(nothing: Listeners, host: str) -> None:
 
 def test_fallback_taken_says_where(nothing: Listeners) -> None:
     """An address in use is a ListenerError that names it."""
-    with socket.create_server(ANYWHERE) as other:
-        with pytest.raises(ListenerError, match=rf"127\.0\.0\.1:{other.getsockname()[1]}: Address already in use"):
-            nothing.listener("http", fallback=other.getsockname())
+    with socket.create_server(ANYWHERE) as other, pytest.raises(
+        ListenerError, match=rf"127\.0\.0\.1:{other.getsockname()[1]}: Address already in use"
+    ):
+        nothing.listener("http", fallback=other.getsockname())
 
 
-@pytest.mark.parametrize("fallback", [("127.0.0.1", "80"), ("127.0.0.1",), 80, ("127.0.0.1", 70000), ("127.0.0.1", True)])
+@pytest.mark.parametrize(
+    "fallback", [("127.0.0.1", "80"), ("127.0.0.1",), 80, ("127.0.0.1", 70000), ("127.0.0.1", True)]
+)
 def test_fallback_that_is_none(nothing: Listeners, fallback: object) -> None:
     """What is no address is an error at the call."""
     with pytest.raises((TypeError, ValueError), match="fallback="):
@@ -290,7 +296,7 @@ def test_keep_sends_the_descriptor(manager: socket.socket) -> None:
     sock = listeners.listener("http", fallback=ANYWHERE, keep=True)
     text, fds = received(manager)
     with socket.socket(fileno=fds[0]) as kept:
-        assert "FDSTORE=1\nFDNAME=http\n" == text
+        assert text == "FDSTORE=1\nFDNAME=http\n"
         assert sock.getsockname() == kept.getsockname()
     assert Origin.KEPT is listeners.origin(sock)
     listeners.close()
@@ -301,7 +307,7 @@ def test_keep_does_not_send_what_was_passed(manager: socket.socket) -> None:
     with socket.create_server(ANYWHERE) as sock:
         listeners = told((os.dup(sock.fileno()), "http"), manager=manager.getsockname())
         assert Origin.KEPT is listeners.origin(listeners.listener("http", keep=True))
-        manager.setblocking(False)
+        manager.settimeout(0.0)
         with pytest.raises(BlockingIOError):
             manager.recv(100)
         listeners.close()

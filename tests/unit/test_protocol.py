@@ -7,7 +7,20 @@ import math
 import pytest
 
 from requiem_systemd.errors import ProtocolError
-from requiem_systemd.protocol import DATAGRAM_MAX, TAKEN, Environment, clean, decode, duration, encode, length, read, take, timespan, usec
+from requiem_systemd.protocol import (
+    DATAGRAM_MAX,
+    TAKEN,
+    Environment,
+    clean,
+    decode,
+    duration,
+    encode,
+    length,
+    read,
+    take,
+    timespan,
+    usec,
+)
 
 
 def test_encode_writes_a_line_each() -> None:
@@ -48,10 +61,15 @@ def test_encode_keeps_values_in_their_line() -> None:
 
 def test_decode_reads_what_encode_writes() -> None:
     """One is the inverse of the other."""
-    assert decode(encode({"READY": 1, "STATUS": "oben =1"}).encode()) == (("READY", "1"), ("STATUS", "oben =1"))
+    assert decode(encode({"READY": 1, "STATUS": "oben =1"}).encode()) == (
+        ("READY", "1"),
+        ("STATUS", "oben =1"),
+    )
 
 
-@pytest.mark.parametrize("datagram", [b"READY", b"=1", b"ready=1", b"\xff=1", b"A=1\n\nB", b"A=" + b"x" * DATAGRAM_MAX])
+@pytest.mark.parametrize(
+    "datagram", [b"READY", b"=1", b"ready=1", b"\xff=1", b"A=1\n\nB", b"A=" + b"x" * DATAGRAM_MAX]
+)
 def test_decode_refuses_garbage(datagram: bytes) -> None:
     """What is no sequence of assignments is a ProtocolError."""
     with pytest.raises(ProtocolError):
@@ -83,7 +101,9 @@ def test_timespan(text: str, seconds: float) -> None:
     assert timespan(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", " ", "-1", "1x", "h", "1 h 2 q", "NaN", "1e3", "inf", "1,5", "\u0661s", "5 min!"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "-1", "1x", "h", "1 h 2 q", "NaN", "1e3", "inf", "1,5", "\u0661s", "5 min!"]
+)
 def test_timespan_refuses(text: str) -> None:
     """Nonsense is a ProtocolError that shows how to write it."""
     with pytest.raises(ProtocolError, match=r"systemd\.time"):
@@ -111,7 +131,15 @@ def test_length_may_be_infinite() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (-1, "0 s"), (119.9, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h 0 min"), (90061, "25 h 1 min")],
+    [
+        (0, "0 s"),
+        (-1, "0 s"),
+        (119.9, "119 s"),
+        (120, "2 min"),
+        (7199, "119 min"),
+        (7200, "2 h 0 min"),
+        (90061, "25 h 1 min"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
     """Lengths are written for people."""

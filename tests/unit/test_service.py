@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import requiem_systemd as requiem
 from requiem_systemd import AbandonedError, DrainingError, RequiemError, Service
 from requiem_systemd.doors import Door
 from requiem_systemd.ledger import CONNECTION, REQUEST, More
+from requiem_systemd.service import process
 from requiem_systemd.testing import FakeManager
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Shutter(Door):
 def quiet() -> Iterator[None]:
     """Give the process's service back after the test."""
     yield
-    requiem.process.close()
+    process.close()
 
 
 @pytest.mark.usefixtures("quiet")
@@ -96,10 +98,8 @@ def test_the_environment_is_taken(monkeypatch: pytest.MonkeyPatch, manager: Fake
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     requiem.initialize(signals=False, exit=False, take_environment=False)
     assert requiem.notify(STATUS="x") is True
-    import os
-
     assert os.environ["NOTIFY_SOCKET"] == manager.address
-    requiem.process.close()
+    process.close()
     requiem.initialize(signals=False, exit=False)
     assert "NOTIFY_SOCKET" not in os.environ
     assert requiem.notify(STATUS="x") is True
@@ -121,10 +121,12 @@ def test_bad_options(options: dict[str, Any]) -> None:
     """Bad numbers are a ValueError at the call that names them, and nothing is armed."""
     with pytest.raises(ValueError, match=next(iter(options))):
         requiem.initialize(signals=False, **options)
-    assert requiem.process._armed is None
+    assert process._armed is None
 
 
-@pytest.mark.parametrize("options", [{"lame_duck": "job"}, {"health": 1}, {"redact": "x"}, {"request_timeout": None}])
+@pytest.mark.parametrize(
+    "options", [{"lame_duck": "job"}, {"health": 1}, {"redact": "x"}, {"request_timeout": None}]
+)
 def test_options_of_a_wrong_type(options: dict[str, Any]) -> None:
     """What is of the wrong type is a TypeError that names it."""
     with pytest.raises(TypeError, match=next(iter(options))):
@@ -360,7 +362,13 @@ def test_in_flight(manager: FakeManager, service: Service) -> None:
             tracker.status("half")
             manager.advance(2)
             old, new = service.in_flight()
-    assert (old.label, old.age, old.owner, old.status, old.kind) == ("old", 7.0, "thread MainThread", "", "job")
+    assert (old.label, old.age, old.owner, old.status, old.kind) == (
+        "old",
+        7.0,
+        "thread MainThread",
+        "",
+        "job",
+    )
     assert (new.label, new.age, new.status) == ("new", 2.0, "half")
     path, line, function = new.where.rsplit(":", 2)
     assert (path, line.isdecimal(), function) == (__file__, True, "test_in_flight")
@@ -369,7 +377,7 @@ def test_in_flight(manager: FakeManager, service: Service) -> None:
 def test_admit(manager: FakeManager, service: Service) -> None:
     """A front door is shut from the begin: at the call, on entry, and in a decorated function."""
     late = service.admit("late")
-    decorated = service.admit("decorated")(lambda: None)
+    decorated: Callable[[], None] = service.admit("decorated")(lambda: None)
     decorated()
     with service.admit("request"):
         manager.stop()
@@ -442,7 +450,7 @@ def test_on_an_unknown_event(service: Service) -> None:
 def test_on_something_that_cannot_be_called(service: Service) -> None:
     """It is a TypeError."""
     with pytest.raises(TypeError, match="function"):
-        service.on("begin", 42)  # type: ignore[arg-type]
+        service.on("begin", 42)  # type: ignore[call-overload]
 
 
 def test_on_dead_with_a_coroutine_function(service: Service) -> None:
@@ -483,7 +491,9 @@ def test_handlers_in_their_loop(manager: FakeManager) -> None:
     assert seen == [True]
 
 
-def test_handlers_run_one_after_another(manager: FakeManager, service: Service, warnings_of: list[str]) -> None:
+def test_handlers_run_one_after_another(
+    manager: FakeManager, service: Service, warnings_of: list[str]
+) -> None:
     """In a thread of their own; one that fails is logged, the rest still run; without an argument too."""
     seen: list[str] = []
 
@@ -570,7 +580,9 @@ def test_reload(kind: str) -> None:
         assert manager.status == "up"
 
 
-def test_a_failed_reload_ends_in_ready(manager: FakeManager, service: Service, warnings_of: list[str]) -> None:
+def test_a_failed_reload_ends_in_ready(
+    manager: FakeManager, service: Service, warnings_of: list[str]
+) -> None:
     """The failure is in STATUS and in the log; the next good reload clears it."""
     fail = [True]
 
@@ -616,7 +628,12 @@ def test_a_reload_that_is_cut_by_a_drain(manager: FakeManager, service: Service)
 def test_reloads_while_reloading(manager: FakeManager, service: Service) -> None:
     """Those that come meanwhile are one more reload."""
     go, runs = threading.Event(), []
-    service.on("reload", lambda: (go.wait(10), runs.append(1)))
+
+    @service.on("reload")
+    def reload() -> None:
+        go.wait(10)
+        runs.append(1)
+
     for _ in range(3):
         manager.kill("SIGHUP")
     go.set()
@@ -819,7 +836,11 @@ def test_the_unit_may_say_infinity(manager: FakeManager) -> None:
 
 def test_nonsense_in_the_unit(manager: FakeManager, warnings_of: list[str]) -> None:
     """What makes no sense is reported by name and ignored."""
-    nonsense = {"REQUIEM_DRAIN_TIMEOUT": "soon", "REQUIEM_REQUEST_TIMEOUT": "-1", "REQUIEM_LAME_DUCK": "infinity"}
+    nonsense = {
+        "REQUIEM_DRAIN_TIMEOUT": "soon",
+        "REQUIEM_REQUEST_TIMEOUT": "-1",
+        "REQUIEM_LAME_DUCK": "infinity",
+    }
     service = manager.arm(Service(), environ=nonsense, request_timeout=7)
     options = service.engine.setting.options
     assert (options.drain_timeout, options.request_timeout, options.lame_duck) == (None, 7.0, 0.0)
@@ -926,7 +947,13 @@ def test_the_end_of_the_block_is_a_begin() -> None:
     ended = []
     with Service(environ={}, signals=False, exit=False) as service:
         tracker = service.create_tracker("job")
-        thread = threading.Thread(target=lambda: (service.wait_begin(10), ended.append(1), tracker.done()))
+
+        def work() -> None:
+            service.wait_begin(10)
+            ended.append(1)
+            tracker.done()
+
+        thread = threading.Thread(target=work)
         thread.start()
     thread.join()
     assert ended == [1]
@@ -935,15 +962,19 @@ def test_the_end_of_the_block_is_a_begin() -> None:
 
 def test_the_block_tells_what_was_abandoned() -> None:
     """Jobs that were abandoned are raised at its end."""
-    with pytest.raises(AbandonedError, match="job"), Service(environ={}, signals=False, exit=False, drain_timeout=0) as service:
+    with (
+        pytest.raises(AbandonedError, match="job"),
+        Service(environ={}, signals=False, exit=False, drain_timeout=0) as service,
+    ):
         tracker = service.create_tracker("job")
     tracker.done()
 
 
 def test_the_blocks_own_error_goes_first() -> None:
     """An exception in the block is not hidden by one of the drain."""
-    with pytest.raises(KeyError), Service(environ={}, signals=False, exit=False, drain_timeout=0) as service:
-        tracker = service.create_tracker("job")
+    service = Service(environ={}, signals=False, exit=False, drain_timeout=0)
+    tracker = service.create_tracker("job")
+    with pytest.raises(KeyError), service:
         raise KeyError
     tracker.done()
 

@@ -12,6 +12,7 @@ import pytest
 
 import requiem_systemd as requiem
 from requiem_systemd import Service
+from requiem_systemd.service import process
 from requiem_systemd.testing import FakeManager
 from requiem_systemd.testing.unit import Settings, Unit, parse
 
@@ -299,7 +300,7 @@ def test_everything_is_given_back(requiem_manager: FakeManager) -> None:
     requiem_manager.stop()
     requiem_manager.close()
     assert not requiem.draining()
-    assert os.environ is requiem.process._environ
+    assert os.environ is process._environ
     with requiem.track("after") as tracker:
         assert tracker.age < 60
 
@@ -317,7 +318,8 @@ def test_initialize_under_the_fixture(requiem_manager: FakeManager) -> None:
 
 def test_handlers_of_modules_survive() -> None:
     """A handler that was registered when a module was imported is called in every test."""
-    service, seen = Service(), []
+    service = Service()
+    seen: list[str] = []
     service.on("begin", seen.append)
     for _ in range(2):
         with FakeManager() as manager:
@@ -356,7 +358,8 @@ def test_listeners_and_the_fd_store_are_passed_on(tmp_path: Path) -> None:
 
 def test_a_program_is_killed_in_real_time() -> None:
     """A program that ignores SIGTERM is killed at its timeout."""
-    code = "import signal,time,os,socket; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + (
+    code = (
+        "import signal,time,os,socket; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM).sendto(b'READY=1', os.environ['NOTIFY_SOCKET']); time.sleep(100)"
     )
     with FakeManager(timeout_stop=0.3) as manager:
