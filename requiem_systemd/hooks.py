@@ -167,6 +167,6 @@ def _takes_argument(function: Callable[..., Any]) -> bool:
         inspect.signature(function).bind(object())
     except TypeError:
         return False
-    except ValueError:  # a builtin without a signature
-        return True
+    except ValueError:  # a builtin without a signature, such as a file's close
+        return False
     return True

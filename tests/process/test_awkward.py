@@ -83,7 +83,12 @@ def test_closed_terminal(running: Running) -> None:
     """Without a manager, the end of the terminal is a stop, and the job ends."""
     leader, follower = pty.openpty()
     script = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n{SERVICE}"
-    options: dict[str, Any] = {"stdin": follower, "stdout": follower, "stderr": follower, "start_new_session": True}
+    options: dict[str, Any] = {
+        "stdin": follower,
+        "stdout": follower,
+        "stderr": follower,
+        "start_new_session": True,
+    }
     running.start("-c", script, env={"NOTIFY_SOCKET": ""}, ready=False, **options)
     os.close(follower)
     seen = b""

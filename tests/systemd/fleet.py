@@ -135,8 +135,8 @@ class Fleet:
         return journals
 
 
-def rounds(repetitions: int, most: int = 5) -> Iterator[int]:
-    """Split repetitions, so that no more units are up at once than a small machine bears."""
+def rounds(repetitions: int, most: int = 3) -> Iterator[int]:
+    """Split repetitions: no more units at once than there are inotify instances for root (fs.inotify.max_user_instances=128)."""
     while repetitions > 0:
         yield min(most, repetitions)
         repetitions -= most

@@ -159,29 +159,6 @@ app = TrackRequests(app)
 """
 
 
-def test_fastapi_under_uvicorn(sandbox: Sandbox, python: str, repetitions: int) -> None:
-    """An unchanged FastAPI app's task of 8 s ends under `uvicorn app:app`; its own shutdown runs once, after it."""
-    sandbox.write("/run/requiem-tests/fastapi/app.py", FASTAPI)
-    sandbox.write(CLIENT_PATH, forms.CLIENT)
-    command = f"{Path(python).parent}/uvicorn app:app --uds %t/%N/http --log-level warning"
-    with Fleet(sandbox, python, "fastapi") as fleet:
-        settings = {
-            "TimeoutStopSec": 3,
-            "WorkingDirectory": "/run/requiem-tests/fastapi",
-            "ExecStart": command,
-        }
-        fleet.add("app", "", repetitions, **settings)
-        fleet.start()
-        ask = f'for unit; do {python} {CLIENT_PATH} "/run/${{unit%.service}}/http" /start & done; wait'
-        sandbox.run("sh", "-c", ask, "ask", *fleet.names)
-        fleet.stop()
-        ended = fleet.ended()["app"]
-    assert_survived(ended, repetitions, longer_than=5.0)
-    for one in ended:
-        assert one.journal.count("lifespan shutdown") == 1
-        assert one.journal.index("job done") < one.journal.index("lifespan shutdown")
-
-
 #: Examples, and what each says when its job is done; a client begins those of the second kind.
 EXAMPLES: Final = {
     "01_threads": "worker 3, job 1 done",
@@ -201,6 +178,10 @@ def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
         "/run/requiem-tests/10_seed.py",
         (CHECKOUT / "examples" / "10_seed.py").read_text().replace('("", PORT)', '("127.0.0.1", 0)'),
     )
+    sandbox.write("/run/requiem-tests/fastapi/app.py", FASTAPI)
+    sandbox.write(CLIENT_PATH, forms.CLIENT)
+    uvicorn = f"{Path(python).parent}/uvicorn app:app --uds %t/%N/http --log-level warning"
+    ask = f'for unit; do {python} {CLIENT_PATH} "/run/${{unit%.service}}/http" /start & done; wait'
     found: Launch = {}
     for number, count in enumerate(rounds(repetitions)):
         with Fleet(sandbox, python, f"example{number}") as fleet:
@@ -210,7 +191,16 @@ def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
                     "PYTHONUNBUFFERED=1 EXAMPLE_SECONDS=8 EXAMPLE_CONFIG=/run/requiem-tests/example.json"
                 )
                 fleet.add(name, "", count, ExecStart=f"{python} {folder}/{name}.py", Environment=environment)
+            fleet.add(
+                "fastapi",
+                "",
+                count,
+                TimeoutStopSec=3,
+                WorkingDirectory="/run/requiem-tests/fastapi",
+                ExecStart=uvicorn,
+            )
             fleet.start()
+            sandbox.run("sh", "-c", ask, "ask", *fleet.units["fastapi"])
             fleet.stop()
             for name, ended in fleet.ended().items():
                 found.setdefault(name, []).extend(ended)
@@ -225,6 +215,14 @@ def test_example_survives(example: str, examples: Launch, repetitions: int) -> N
         assert one.verdict == ("success", 0), one.journal
         assert EXAMPLES[example] in one.journal, one.journal
         assert one.seconds > 2.5, one.journal
+
+
+def test_fastapi_under_uvicorn(examples: Launch, repetitions: int) -> None:
+    """An unchanged FastAPI app's task of 8 s ends under `uvicorn app:app`; its own shutdown runs once, after it."""
+    assert_survived(examples["fastapi"], repetitions, longer_than=5.0)
+    for one in examples["fastapi"]:
+        assert one.journal.count("lifespan shutdown") == 1
+        assert one.journal.index("job done") < one.journal.index("lifespan shutdown")
 
 
 def test_orphans_are_not_held(service: ServiceFactory) -> None:

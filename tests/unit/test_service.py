@@ -18,6 +18,7 @@ from requiem_systemd.service import process
 from requiem_systemd.testing import FakeManager
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Callable, Iterator
 
     from requiem_systemd.jobinfo import JobInfo
@@ -511,6 +512,15 @@ def test_handlers_run_one_after_another(
     assert seen == ["first SIGTERM requiem-hooks", "second", "dead 0"]
     assert len(warnings_of) == 1
     assert "first" in warnings_of[0]
+
+
+def test_a_builtin_is_called_with_nothing(manager: FakeManager, service: Service, tmp_path: Path) -> None:
+    """A builtin that shows no signature, such as a file's close, is called without the event's argument."""
+    with (tmp_path / "file").open("wb") as file:
+        service.on("begin", file.close)
+        manager.stop()
+        manager.wait_for("dead")
+        assert file.closed
 
 
 def test_a_handler_holds_the_stop(manager: FakeManager, service: Service) -> None:
