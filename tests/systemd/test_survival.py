@@ -193,6 +193,12 @@ def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
                     "PYTHONUNBUFFERED=1 EXAMPLE_SECONDS=8 EXAMPLE_CONFIG=/run/requiem-tests/example.json"
                 )
                 fleet.add(name, "", count, ExecStart=f"{python} {folder}/{name}.py", Environment=environment)
+            spool = ["PYTHONUNBUFFERED=1", "EXAMPLE_SECONDS=8", "EXAMPLE_SPOOL=%t/%N"]
+            worker = {"ExecStart": f"{python} {CHECKOUT}/examples/05_worker_loop.py", "Environment": spool}
+            fleet.add("05_worker_loop", "", count, ExecStartPre="sh -c 'echo first > %t/%N/1.job'", **worker)
+            app = uvicorn.replace("app:app", f"--app-dir {CHECKOUT}/examples 04_fastapi:app")
+            client = f"{python} {CLIENT_PATH} %t/%N/http /export"
+            fleet.add("04_fastapi", "", count, ExecStart=app, ExecStartPost=client, Environment=spool)
             fleet.add(
                 "fastapi",
                 "",
