@@ -163,6 +163,8 @@ app = TrackRequests(app)
 EXAMPLES: Final = {
     "01_threads": "worker 3, job 1 done",
     "02_asyncio": "mail 1: done",
+    "04_fastapi": "export: done",
+    "05_worker_loop": "first: done",
     "06_subprocess": "conversion: done",
     "07_watchdog": "turn: done",
     "08_reload": "Hello: done",
@@ -185,12 +187,18 @@ def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
     found: Launch = {}
     for number, count in enumerate(rounds(repetitions)):
         with Fleet(sandbox, python, f"example{number}") as fleet:
-            for name in EXAMPLES:
+            for name in EXAMPLES.keys() - {"04_fastapi", "05_worker_loop"}:
                 folder = "/run/requiem-tests" if name == "10_seed" else f"{CHECKOUT}/examples"
                 environment = (
                     "PYTHONUNBUFFERED=1 EXAMPLE_SECONDS=8 EXAMPLE_CONFIG=/run/requiem-tests/example.json"
                 )
                 fleet.add(name, "", count, ExecStart=f"{python} {folder}/{name}.py", Environment=environment)
+            spool = ["PYTHONUNBUFFERED=1", "EXAMPLE_SECONDS=8", "EXAMPLE_SPOOL=%t/%N"]
+            worker = {"ExecStart": f"{python} {CHECKOUT}/examples/05_worker_loop.py", "Environment": spool}
+            fleet.add("05_worker_loop", "", count, ExecStartPre="sh -c 'echo first > %t/%N/1.job'", **worker)
+            app = uvicorn.replace("app:app", f"--app-dir {CHECKOUT}/examples 04_fastapi:app")
+            client = f"{python} {CLIENT_PATH} %t/%N/http /export"
+            fleet.add("04_fastapi", "", count, ExecStart=app, ExecStartPost=client, Environment=spool)
             fleet.add(
                 "fastapi",
                 "",

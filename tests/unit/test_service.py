@@ -18,8 +18,8 @@ from requiem_systemd.service import process
 from requiem_systemd.testing import FakeManager
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from requiem_systemd.jobinfo import JobInfo
 
