@@ -90,7 +90,7 @@ def test_direction_in_testing(name: str) -> None:
 
 
 def test_only_protocol_reads_the_environment() -> None:
-    """`service` passes os.environ on; nobody else in a service knows it."""
+    """`arming` passes os.environ on; nobody else in a service knows it."""
     users = set()
     for path in [*PACKAGE.glob("*.py"), *PACKAGE.glob("adapters/*.py")]:
         text = path.read_text()
@@ -98,7 +98,7 @@ def test_only_protocol_reads_the_environment() -> None:
             path
         ):
             users.add(path.stem)
-    assert users == {"service"}
+    assert users == {"arming"}
 
 
 def run(code: str, *options: str) -> str:
