@@ -55,6 +55,7 @@ class Gate:
         self.at_once = False
         self.exit_status: int | None = None
         self._knocked = False
+        self._asking = False
         self._forward: tuple[int, object] = (-1, None)
         self._previous: dict[int, Any] = {}
         self._chained: dict[int, _Handler] = {}
@@ -168,9 +169,16 @@ class Gate:
             if status is not None:
                 raise SystemExit(status)
             return
-        owner = signal.set_wakeup_fd(-1)
-        signal.set_wakeup_fd(owner, warn_on_full_buffer=False)
+        if not self.armed:  # somebody has kept our handler and put it back: the descriptor is another's by now
+            return
+        # Who owns the wakeup fd can only be asked by setting it: to ours, never to none, for a signal that came in between (another
+        # thread may hold the interpreter for long here) would make no byte. One that comes while theirs is put back writes its own.
+        asking, self._asking = self._asking, True
+        owner = signal.set_wakeup_fd(self.fd, warn_on_full_buffer=False)
         if owner != self.fd:
+            signal.set_wakeup_fd(owner, warn_on_full_buffer=False)
+        self._asking = asking
+        if owner != self.fd or asking:
             with contextlib.suppress(OSError):  # full: the engine has bytes enough to wake up
                 os.write(self.fd, bytes((number,)))
         if chained is not None and self.at_once:

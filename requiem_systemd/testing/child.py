@@ -40,9 +40,9 @@ class Child:
         names += ["WATCHDOG_PID"] if "WATCHDOG_USEC" in environ else []
         passed = ",".join(map(str, fds))
         shim = [sys.executable, "-I", "-S", "-c", _SHIM, passed, ",".join(names), *argv]
-        self.process: subprocess.Popen[Any] = subprocess.Popen(
+        self.process: subprocess.Popen[Any] = subprocess.Popen(  # noqa: S603 - the caller's program
             shim, env=dict(environ), pass_fds=tuple(fds), **options
-        )  # noqa: S603 - the caller's program
+        )
         self.pid: int = self.process.pid
         self._pidfd: int | None = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
 

@@ -492,3 +492,46 @@ def test_daemon_reload_in_mid_drain(program: Program) -> None:
         let_go(program)
         program.ended()
         assert manager.result == "success"
+
+
+def test_no_signal_is_lost_while_another_is_handled(program: Program) -> None:
+    """A signal that comes while the handler of one before it runs makes its byte too, however busy the interpreter is."""
+    program.start(
+        """
+        import os, select, signal, socket, sys, threading, time
+        from requiem_systemd.gate import Gate
+
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        gate = Gate(theirs.fileno())
+        gate.arm()
+        sys.setswitchinterval(1e-4)
+
+        def busy():
+            while not over:
+                pass
+
+        def rounds():
+            for number in range(400):
+                for wanted in (signal.SIGHUP, signal.SIGTERM):
+                    os.kill(os.getpid(), wanted)
+                    if not select.select([ours], [], [], 5)[0]:
+                        print("lost", wanted, "in round", number)
+                        return
+                    assert set(ours.recv(100)) <= {signal.SIGHUP, signal.SIGTERM}
+            print("none lost")
+
+        over = False
+        threads = [threading.Thread(target=busy) for _ in range(2)]
+        asking = threading.Thread(target=rounds)
+        for thread in (asking, *threads):
+            thread.start()
+        asking.join()
+        over = True
+        gate.disarm()
+        ours.close()
+        theirs.close()
+        """,
+        until=None,
+    )
+    assert "none lost" in program.ended()
