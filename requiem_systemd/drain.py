@@ -49,7 +49,11 @@ class Drain:
         """Let nothing in at the front doors any more; returns the first status line."""
         self._setting.ledger.begin()
         self._began = self._setting.now()
-        return self._line()
+        try:
+            return self._line()
+        except Exception:  # what a drain says must not cost the stop its extension
+            LOG.exception("the drain cannot be described")
+            return "Draining"
 
     def run(self, reason: str) -> None:
         """Set the alarms, run the `begin` handlers, then close the doors."""

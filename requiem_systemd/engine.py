@@ -171,7 +171,10 @@ class Engine:
             cause = self._reason or event.value
             LOG.info("%s -> %s: %s, %d in flight", before.value, self.state.value, cause, count, extra=fields)
         for action in actions:
-            self._actions[action]()
+            try:
+                self._actions[action]()
+            except Exception:  # the next one is done all the same: a drain that was begun must close its doors and end
+                LOG.exception("the engine failed to %s; it goes on", action.value)
 
     def _each_turn(self) -> None:
         if self.state is State.DRAINING:

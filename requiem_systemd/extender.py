@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from typing import Final
 
 from requiem_systemd.guard import Guard, folder_of
@@ -35,8 +37,6 @@ class Extender:
             self._guard = Guard(folder)
         except OSError as error:
             LOG.info("a daemon-reload in mid-drain cannot be seen: %s", error)
-            return
-        self._setting.loop.reader(self._guard.fd, self._look)
 
     def begin(self, *, told: bool = True) -> None:
         """Extend from the next tick on; the first extension went with the datagram that began it, if that was `told`."""
@@ -48,14 +48,17 @@ class Extender:
         """The state lasts: extend no longer."""
         self._extending = False
         self._setting.loop.cancel(self._tick)
-        if self._guard is not None:
-            self._guard.unwatch()
+        fd = self._guard.unwatch() if self._guard is not None else None
+        if fd is not None:
+            self._setting.loop.unreader(fd)
+            os.close(fd)
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Give the descriptor back, when the loop has ended."""
         guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.close()
+        fd = guard.unwatch() if guard is not None else None
+        if fd is not None:
+            os.close(fd)
 
     def _tick(self) -> None:
         if self._extending:
@@ -66,11 +69,15 @@ class Extender:
         if self._guard is None:
             return
         try:
-            self._guard.watch()
-        except OSError as error:  # RootDirectory=, a /run of its own
-            LOG.info("a daemon-reload in mid-drain cannot be seen, TimeoutStopSec= must cover the longest drain: %s", error)
-            self._setting.loop.unreader(self._guard.fd)
-            self.close()
+            fd = self._guard.watch()
+        except OSError as error:
+            text = "a daemon-reload in mid-drain cannot be seen, TimeoutStopSec= must cover the longest drain: %s"
+            # Where the folder is not there (RootDirectory=, a /run of its own), that is how the unit is written.
+            LOG.log(logging.INFO if error.errno == errno.ENOENT else logging.WARNING, text, error)
+            self._guard = None
+        else:
+            if fd is not None:
+                self._setting.loop.reader(fd, self._look)
 
     def _look(self) -> None:
         if self._guard is not None and self._guard.reloading():

@@ -24,16 +24,14 @@ _SIGNS: Final = (b"generator", b"systemd-units-load", b"private", b"notify")
 
 
 class Guard:
-    """Watches one manager's runtime folder on `fd`; made unwatching. OSError where the system has no inotify."""
+    """Watches one manager's runtime folder; made unwatching, when it holds no descriptor. OSError where there is no inotify."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._libc = ctypes.CDLL(None, use_errno=True)
-        try:
-            self.fd: int = self._call(self._libc.inotify_init1, _IN_NONBLOCK | _IN_CLOEXEC)
-        except AttributeError as error:
-            raise OSError(errno.ENOSYS, "this system has no inotify") from error
-        self._watch: int | None = None
+        if not hasattr(self._libc, "inotify_init1"):
+            raise OSError(errno.ENOSYS, "this system has no inotify")
+        self._fd: int | None = None
 
     def _call(self, function: ctypes._NamedFuncPointer, *args: object) -> int:
         result = int(function(*args))
@@ -42,23 +40,34 @@ class Guard:
             raise OSError(number, f"{os.strerror(number)}: {self.folder}")
         return result
 
-    def watch(self) -> None:
-        """Begin to watch; OSError where the folder is not there (RootDirectory=, a /run of its own)."""
-        if self._watch is None:
-            self._watch = self._call(self._libc.inotify_add_watch, self.fd, self.folder.encode(), _MASK)
+    def watch(self) -> int | None:
+        """Begin to watch; return the descriptor that tells, None if it was watched already.
 
-    def unwatch(self) -> None:
-        """Watch no longer: an idle service is not woken."""
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            self._libc.inotify_rm_watch(self.fd, watch)
+        An idle service has none: a user's services share 128 of them (fs.inotify.max_user_instances). Raises OSError where there
+        is none left, and where the folder is not there (RootDirectory=, a /run of its own).
+        """
+        if self._fd is not None:
+            return None
+        fd = self._call(self._libc.inotify_init1, _IN_NONBLOCK | _IN_CLOEXEC)
+        try:
+            self._call(self._libc.inotify_add_watch, fd, self.folder.encode(), _MASK)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+        return fd
+
+    def unwatch(self) -> int | None:
+        """Watch no longer; return the descriptor, to be closed when nobody waits on it any more."""
+        fd, self._fd = self._fd, None
+        return fd
 
     def reloading(self) -> bool:
         """Read what has happened; say whether the manager reloads itself."""
         seen = False
-        while True:
+        while self._fd is not None:
             try:
-                data = os.read(self.fd, 65536)
+                data = os.read(self._fd, 65536)
             except BlockingIOError:
                 return seen
             position = 0
@@ -67,10 +76,7 @@ class Guard:
                 name = data[position + _EVENT.size : position + _EVENT.size + size]
                 position += _EVENT.size + size
                 seen = seen or name.startswith(_SIGNS) or bool(mask & 0x4000)  # IN_Q_OVERFLOW: anything may have been there
-
-    def close(self) -> None:
-        """Give the descriptor back."""
-        os.close(self.fd)
+        return seen
 
 
 def folder_of(notify_socket: str | None) -> str | None:

@@ -53,7 +53,7 @@ FIGURES = (
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figure(figure: Figure, record_property: Callable[[str, object], None]) -> None:
+def test_figure(figure: Figure) -> None:
     """What the library costs stays below what is promised."""
     measured = figure.measure()
     print(f"\n{figure.name}: {measured:.2f} {figure.unit} (at most {figure.most})")
