@@ -20,6 +20,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -503,6 +504,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str]) -> int:
     """Run the parts that were asked for, and say how it went."""
     begin = time.monotonic()
+    # Under nohup, or as a background job of a plain shell, these are ignored, and the services under test would keep it so.
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options, arguments = parse(argv)
     parts = options.parts or list(EVERYTHING)
     rows = []
