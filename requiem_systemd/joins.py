@@ -8,13 +8,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
+from requiem_systemd import journal
 from requiem_systemd.ledger import Entry, Ledger, More, Record
+from requiem_systemd.protocol import clean
+
+LOG: Final = logging.getLogger("requiem_systemd")
 
 
 def qualified(thing: object) -> str:
@@ -68,6 +74,7 @@ class Joins:
         self._ledger = ledger
         self._watch = watch
         self.joiner: Joiner = Joiner(ledger)
+        self._hinted = False
 
     def hold(self, thing: Any, label: object, more: More | None) -> bool:
         """Hold the stop until `thing` has ended; False if it is of no kind that is known."""
@@ -98,6 +105,8 @@ class Joins:
         record = self._enter(name, future if hasattr(future, "get_coro") else None, more)
 
         def leave(_: object) -> None:
+            if future.cancelled() and _loop_is_torn_down():
+                self._name_cut_off(record)
             record.owner = None
             self._ledger.leave(record)
 
@@ -107,6 +116,13 @@ class Joins:
             future.add_done_callback(leave)
         else:  # a future is not thread-safe: its own loop adds the callback
             loop.call_soon_threadsafe(future.add_done_callback, leave)
+
+    def _name_cut_off(self, record: Record) -> None:
+        """Say whose job was cut off by the end of somebody else's loop, and, the first time, the line to write instead."""
+        hint = "" if self._hinted else "; write requiem_systemd.aio.run(main()) in place of asyncio.run(main()), which waits for it"
+        self._hinted = True
+        label = clean(record.name)
+        LOG.warning('"%s" was cancelled: its event loop was torn down before it had ended%s', label, hint, extra=journal.record("mistake", label=label))
 
     def _thread(self, thread: threading.Thread, label: object, more: More | None) -> None:
         def begin() -> Record:
@@ -179,6 +195,14 @@ _KINDS: Final = (
     ("multiprocessing.process", "BaseProcess", Joins._process),  # noqa: SLF001
     ("subprocess", "Popen", Joins._popen),  # noqa: SLF001
 )
+
+
+def _loop_is_torn_down() -> bool:
+    """Say whether asyncio is cancelling what is left at the end of its `run`."""
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - the documented way to see one's own callers
+    while frame is not None and frame.f_code.co_name != "_cancel_all_tasks":
+        frame = frame.f_back
+    return frame is not None
 
 
 def refuse(thing: object) -> TypeError:

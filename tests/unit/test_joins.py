@@ -296,3 +296,32 @@ def test_bad_lengths(service: Service, name: str, length: float) -> None:
         service.track(threading.Thread(), **{name: length})  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=name):
         service.track(**{name: length})
+
+
+def test_tasks_that_a_loops_end_cuts_off_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Under plain asyncio.run a tracked task cannot be kept: it is named, and the first time what to write instead."""
+
+    async def main() -> None:
+        for name in ("export 1", "export 2"):
+            service.track(asyncio.ensure_future(asyncio.sleep(100)), label=name)
+        await asyncio.sleep(0)
+
+    service = Service()
+    asyncio.run(main())
+    said = sorted(record.getMessage() for record in caplog.records)
+    assert [line.split('"')[1] for line in said] == ["export 1", "export 2"]
+    assert sum("requiem_systemd.aio.run(main())" in line for line in said) == 1
+
+
+def test_a_cancelled_task_is_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    """A task that its own program cancels is over, and nothing is said."""
+
+    async def main() -> None:
+        task = service.track(asyncio.ensure_future(asyncio.sleep(100)))
+        task.cancel()
+        await asyncio.wait({task})
+
+    service = Service()
+    asyncio.run(main())
+    assert caplog.records == []
+    assert service.ledger.live == {}
