@@ -218,8 +218,13 @@ def digest(*parts: str) -> str:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold others off that make the same thing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f"{path.name}.lock").open("w")
+    except OSError as error:  # a user whose home is /nonexistent, for one
+        message = f"cannot write to {path.parent} ({error.strerror}): REQUIEM_TEST_CACHE=DIR names another place"
+        raise NotReadyError(message) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
