@@ -250,8 +250,14 @@ def library_path() -> Iterator[str]:
         return
     target = suite.cache() / "demo"
     if not (target / "sdnotify").is_dir():
-        with working(f"installing sdnotify in {target}"):
-            suite.quietly(sys.executable, "-m", "pip", "install", "--quiet", f"--target={target}", "sdnotify")
+        try:
+            with working(f"installing sdnotify in {target}"):
+                suite.quietly(
+                    sys.executable, "-m", "pip", "install", "--quiet", f"--target={target}", "sdnotify"
+                )
+        except suite.NotReadyError as error:
+            message = f"needs sdnotify (apt install python3-sdnotify), and cannot fetch it itself:\n{error}"
+            raise suite.NotReadyError(message) from None
     yield str(target)
 
 
