@@ -31,7 +31,8 @@ def greet() -> None:
             print(f"{config['greeting']}: done", flush=True)
 
 
-read_config()
+if PATH.exists():  # else the default above, until a reload finds one
+    read_config()
 requiem.initialize()
 threading.Thread(target=greet, daemon=True).start()
 requiem.ready()
