@@ -36,8 +36,6 @@ LINUX_ONLY: Final = [
     "os.pidfd_open",
     "os.register_at_fork",
     "os.eventfd",
-    "os.O_NONBLOCK",
-    "os.O_CLOEXEC",
     "os.memfd_create",
     "os.fork",
     "os.getuid",
