@@ -168,7 +168,8 @@ class Engine:
         if self.state is not before:
             count = len(self.setting.ledger.live)
             fields = journal.record("state", state=self.state.name, previous=before.name, in_flight=count)
-            cause = self._reason or event.value
+            ended = "reload failed" if event is Event.RELOADED and self._reload_error else event.value
+            cause = self._reason or ended
             LOG.info("%s -> %s: %s, %d in flight", before.value, self.state.value, cause, count, extra=fields)
         for action in actions:
             try:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PACKAGES = ("python3-sdnotify", "systemd-container")
 JOBS = 4
 WITHOUT, WITH = HERE / "without.py", HERE / "with_requiem.py"
+SERVICE = "A small web service: each POST begins a background job of 6 s. Its TimeoutStopSec=2: SIGKILL comes 2 s after SIGTERM."
 
 
 class Stopped(NamedTuple):
@@ -136,8 +137,10 @@ class Demo:
                     )
             seconds = time.monotonic() - begin
             time.sleep(1)
+        why = ", ".join(f"{count} {kind}" for kind, count in load.outcomes.items() if kind != "answered")
         say(
-            f"{seconds:3.0f} s  restarted: {load.answered} requests answered, {load.failed} failed {dict(load.outcomes)}"
+            f"{seconds:3.0f} s  restarted: {load.answered} requests answered, {load.failed} failed"
+            + (f": {why}" if why else "")
         )
         return Restarted(self.jobs_done(unit), seconds, load.answered, load.failed, load.longest)
 
@@ -151,6 +154,7 @@ def on_systemd(box: Sandbox) -> int:
     box.unit("web.socket", f"[Socket]\nListenStream=127.0.0.1:{demo.port}\nFileDescriptorName=http\n")
     demo.hold("without.service", "with.service", "web.service")
 
+    say(SERVICE)
     title("1  Without the library: systemctl stop")
     box.systemctl("start", "without.service")
     with Load(demo.port):
@@ -195,13 +199,17 @@ def table(
         ("stop: result", stop_without.result, stop_with.result),
         ("restart: jobs done", f"{restart_without.jobs} of {JOBS}", f"{restart_with.jobs} of {JOBS}"),
         ("restart: seconds", f"{restart_without.seconds:.1f}", f"{restart_with.seconds:.1f}"),
-        ("restart: requests answered", str(restart_without.answered), str(restart_with.answered)),
-        ("restart: requests failed", str(restart_without.failed), str(restart_with.failed)),
+        ("restart: requests failed", of_all(restart_without), of_all(restart_with)),
         ("restart: longest answer", f"{restart_without.longest:.2f} s", f"{restart_with.longest:.2f} s"),
     ]
     print()
     for name, without, with_it in rows:
         say(f"{name:<30}{without:>12}{with_it:>12}")
+
+
+def of_all(restarted: Restarted) -> str:
+    """Say how many requests failed, of how many."""
+    return f"{restarted.failed} of {restarted.answered + restarted.failed}"
 
 
 def verdict(claims: dict[str, bool]) -> int:
@@ -221,10 +229,11 @@ def without_systemd(reason: str) -> int:
     say(
         "Left out: systemctl stop, status, daemon-reload and restart. Shown: a stand-in that kills at 2 s unless it is asked for time."
     )
+    say(SERVICE)
     environment = {"PYTHONPATH": os.pathsep.join((str(CHECKOUT), *library_path()))}
     done = {}
-    for name, script in (("without", WITHOUT), ("with", WITH)):
-        title(f"{name} the library")
+    for number, name, script in ((1, "without", WITHOUT), (2, "with", WITH)):
+        title(f"{number}  {name.capitalize()} the library")
         done[name], seconds = stop_held(script, free_port(), JOBS, environment)
         say(f"stopped after {seconds:.1f} s: {done[name]} of {JOBS} jobs done")
     return verdict(
@@ -241,8 +250,14 @@ def library_path() -> Iterator[str]:
         return
     target = suite.cache() / "demo"
     if not (target / "sdnotify").is_dir():
-        with working(f"installing sdnotify in {target}"):
-            suite.quietly(sys.executable, "-m", "pip", "install", "--quiet", f"--target={target}", "sdnotify")
+        try:
+            with working(f"installing sdnotify in {target}"):
+                suite.quietly(
+                    sys.executable, "-m", "pip", "install", "--quiet", f"--target={target}", "sdnotify"
+                )
+        except suite.NotReadyError as error:
+            message = f"needs sdnotify (apt install python3-sdnotify), and cannot fetch it itself:\n{error}"
+            raise suite.NotReadyError(message) from None
     yield str(target)
 
 
@@ -270,7 +285,7 @@ def main() -> int:
             box = stack.enter_context(Sandbox())
         say(f"systemd {box.systemd_version} is up in a throw-away copy of this machine")
         status = on_systemd(box)
-    say(f"{time.monotonic() - begin:.0f} s in all")
+    say(f"{time.monotonic() - begin:.0f} s, not counting what was installed")
     return status
 
 

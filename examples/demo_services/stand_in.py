@@ -30,7 +30,8 @@ def stop_held(script: Path, port: int, jobs: int, environment: dict[str, str]) -
             while "READY=1" not in manager.recv(4096).decode().splitlines():
                 pass
             for number in range(jobs):
-                request(port, "POST", f"/{number}")
+                request(port, "POST", f"/{number + 1}")
+            say(f"{jobs} jobs are in flight")
             begin = time.monotonic()
             process.send_signal(signal.SIGTERM)
             say("SIGTERM")

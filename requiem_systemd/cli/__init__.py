@@ -24,11 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing = "\n".join(f"  {name:<10}{summary}" for name, summary in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="requiem-systemd",
+        usage="%(prog)s [-h] VERB ...",
         description=f"For services that use requiem_systemd.\n\nverbs:\n{listing}",
         epilog="requiem-systemd VERB --help says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", choices=VERBS, metavar="VERB")
-    parser.add_argument("arguments", nargs="*", metavar="...")
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs="*", default=(), help=argparse.SUPPRESS)
     parser.parse_args(words)
     return 2

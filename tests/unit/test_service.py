@@ -981,6 +981,18 @@ def test_the_blocks_own_error_goes_first() -> None:
     tracker.done()
 
 
+def test_the_line_after_a_failed_reload(manager: FakeManager, caplog: pytest.LogCaptureFixture) -> None:
+    """The line that says that the service runs again does not call a failed reload done."""
+    caplog.set_level(logging.INFO, "requiem_systemd")
+    service = manager.arm(Service())
+    service.on("reload", lambda: open("/nowhere/at/all"))  # noqa: PTH123, SIM115 -- fails
+    service.ready()
+    manager.reload()
+    manager.wait_for("running")
+    lines = [record.getMessage() for record in caplog.records if " -> running" in record.getMessage()]
+    assert lines[-1] == "reloading -> running: reload failed, 0 in flight"
+
+
 def test_one_line_for_each_state(manager: FakeManager, caplog: pytest.LogCaptureFixture) -> None:
     """Each change of state is one INFO line with its reason and the count in flight."""
     caplog.set_level(logging.INFO, "requiem_systemd")
