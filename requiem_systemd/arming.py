@@ -231,10 +231,11 @@ class Arming(Tracking):
             self._main = "leaving" if self.engine.stopped else before
 
     def _main_is_free(self, *, forced: bool) -> bool:
-        """Say whether the main thread may be made to leave; `forced`: even out of an abandoned job."""
+        """Say whether the main thread may be made to leave, out of an abandoned job too; `forced`: out of any."""
         if self._main:
             return False
-        return forced or not any(holding(self.ledger, threading.main_thread().ident or 0))
+        entries = holding(self.ledger, threading.main_thread().ident or 0)
+        return forced or not any(entry.extra() is None or not entry.more.abandoned for entry in entries)
 
     def _main_ended(self) -> None:
         """The main thread has ended, by whatever way: begin, and keep the interpreter until the ledger is empty."""

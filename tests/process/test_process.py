@@ -556,3 +556,18 @@ def test_a_knock_that_interrupts_nothing_is_repeated(program: Program) -> None:
     )
     program.manager.stop()
     program.ended()
+
+
+def test_a_main_thread_whose_job_was_abandoned_leaves(program: Program) -> None:
+    """Past drain_timeout= nothing holds the stop any more, a job of the main thread's neither."""
+    program.start(
+        """
+        import time
+        requiem.initialize(drain_timeout=0.2)
+        with requiem.track("mine"):
+            requiem.ready()
+            time.sleep(100)
+        """
+    )
+    program.manager.stop()
+    assert 'abandoned "mine"' in program.ended(75)
