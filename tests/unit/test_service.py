@@ -327,6 +327,16 @@ def test_wait_inside_a_tracker(service: Service) -> None:
         service.wait()
 
 
+def test_wait_beside_a_handle_of_the_same_thread(service: Service) -> None:
+    """What began in this thread by `create_tracker` may end in another: waiting for it is no mistake."""
+    handle = service.create_tracker("begins here, ends there")
+    service.begin()
+    ender = threading.Thread(target=handle.done)
+    ender.start()
+    assert service.wait(10)
+    ender.join()
+
+
 def test_wait_beside_a_tracker(manager: FakeManager, service: Service) -> None:
     """A tracker of another thread is no obstacle."""
     entered, leave = threading.Event(), threading.Event()
