@@ -789,6 +789,16 @@ def test_lame_duck_of_no_jobs(manager: FakeManager, armed: Callable[..., Service
     manager.wait_for("dead")
 
 
+def test_the_environment_is_given_back() -> None:
+    """The end of the `with` block puts back what was taken, but for what somebody has set anew."""
+    taken = {"NOTIFY_SOCKET": "@nobody-listens", "WATCHDOG_USEC": "30000000", "LISTEN_FDS": "0"}
+    environ = dict(taken)
+    with Service(environ=environ, signals=False, exit=False):
+        assert environ == {}
+        environ["NOTIFY_SOCKET"] = "@another"
+    assert environ == {**taken, "NOTIFY_SOCKET": "@another"}
+
+
 # -- what leaves the process -------------------------------------------------------------------------------------------
 
 
