@@ -815,6 +815,23 @@ def test_redact(manager: FakeManager, armed: Callable[..., Service], warnings_of
     assert "secret" not in "".join(text.split(", at\n")[0] for text in warnings_of)
 
 
+def test_redact_of_the_services_own_texts(manager: FakeManager) -> None:
+    """It sees what the service says of itself too: while it starts, when it is up, and in the drain."""
+    service = manager.arm(Service(), redact=lambda text: text.replace("secret", "***"))
+    with service.starting("secret migration"):
+        manager.wait_for(lambda: "migration" in manager.status)
+    service.ready("up with secret")
+    manager.wait_for("running")
+    service.status("secret 1")
+    with service.track("job"):
+        manager.stop()
+        service.status("secret 2")
+        manager.advance(3)
+        assert "*** 2" in manager.status
+    manager.wait_for("dead")
+    assert "secret" not in "".join(str(message.values) for message in manager.messages)
+
+
 def test_redact_that_fails(manager: FakeManager, armed: Callable[..., Service]) -> None:
     """One that raises does not stop the drain, and what it did not pass does not leave."""
 
