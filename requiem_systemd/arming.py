@@ -21,7 +21,7 @@ from requiem_systemd.listen import Listeners
 from requiem_systemd.loop import Clock
 from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
-from requiem_systemd.protocol import Environment, read, take
+from requiem_systemd.protocol import Environment, give_back, read, take
 from requiem_systemd.tracking import Tracking
 from requiem_systemd.wayout import EX_TEMPFAIL
 
@@ -47,6 +47,7 @@ class Arming(Tracking):
     def _fresh(self) -> None:
         """Begin as unarmed."""
         self.environment: Environment = Environment()
+        self._taken: dict[str, str] = {}
         self._peeked: Environment | None = None
         self.doors: Doors = Doors()
         self.listening: Listeners = Listeners(self._told, self._send)
@@ -115,7 +116,7 @@ class Arming(Tracking):
         self.environment = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
         if options.take_environment:
             self.listening.seal()
-            take(self._environ)
+            self._taken = take(self._environ)
         journal.install(self.environment)
         self.use_clock(self._clock.now)
         self.hooks.loop = running_loop() or self.hooks.loop
@@ -160,6 +161,7 @@ class Arming(Tracking):
             engine.close()
             self.hooks.close()
             self.doors.reset()
+            give_back(self._environ, self._taken, listeners=not self.listening.adopted)
             self.listening.close()
             journal.uninstall()
             self._armed = None
@@ -231,10 +233,11 @@ class Arming(Tracking):
             self._main = "leaving" if self.engine.stopped else before
 
     def _main_is_free(self, *, forced: bool) -> bool:
-        """Say whether the main thread may be made to leave; `forced`: even out of an abandoned job."""
+        """Say whether the main thread may be made to leave, out of an abandoned job too; `forced`: out of any."""
         if self._main:
             return False
-        return forced or not any(holding(self.ledger, threading.main_thread().ident or 0))
+        entries = holding(self.ledger, threading.main_thread().ident or 0)
+        return forced or not any(entry.extra() is None or not entry.more.abandoned for entry in entries)
 
     def _main_ended(self) -> None:
         """The main thread has ended, by whatever way: begin, and keep the interpreter until the ledger is empty."""

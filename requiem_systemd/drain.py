@@ -158,7 +158,7 @@ class Drain:
         entries, now = setting.ledger.entries(), setting.ledger.clock()
         kinds = Counter(kind_of(entry) for entry, _ in entries)
         oldest = next((describe(entry, now - start, setting.options.redact) for entry, start in entries if kind_of(entry) == JOB), None)
-        status = "the container runtime's own stop timeout goes on" if setting.in_container() else self._status
+        status = "the container runtime's own stop timeout goes on" if setting.in_container() else setting.shown(self._status)
         return report.draining(setting.now() - self._began, kinds, oldest, setting.doors.waiting(), status)
 
     def _show(self) -> None:

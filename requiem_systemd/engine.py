@@ -233,7 +233,7 @@ class Engine:
         self._status = status or self._status
         self.loop.cancel(self._missing_ready)
         if self.state is State.RUNNING and status:
-            self.notifier.tell(STATUS=status)
+            self.notifier.tell(STATUS=self.setting.shown(status))
         self.event(Event.READY)
 
     def set_status(self, text: str) -> None:
@@ -241,13 +241,13 @@ class Engine:
         self._status = text
         self.drain.set_status(text)
         if self.setting.ledger.began is None:
-            self.notifier.tell(STATUS=text)
+            self.notifier.tell(STATUS=self.setting.shown(text))
 
     def starting(self, label: str) -> None:
         """Extend for a slow part of the start, which begins."""
         self._starting.append(label)
         if self.state in _STARTING:
-            self.notifier.tell(**FIRST, STATUS=f"Starting: {clean(label)}")
+            self.notifier.tell(**FIRST, STATUS=f"Starting: {self.setting.shown(clean(label))}")
             self.extender.begin()
 
     def started(self, label: str) -> None:
@@ -269,7 +269,7 @@ class Engine:
         if self._reload_error:
             self.notifier.tell(READY=1, STATUS=f"Reload failed: {self._reload_error}")
         elif self._status:
-            self.notifier.tell(READY=1, STATUS=self._status)
+            self.notifier.tell(READY=1, STATUS=self.setting.shown(self._status))
         else:
             self.notifier.tell(READY=1, STATUS="")
 

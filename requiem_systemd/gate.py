@@ -145,6 +145,10 @@ class Gate:
         """Have the main thread call the handlers of others that wait."""
         return self._knock()
 
+    def knock_again(self) -> bool:
+        """Knock once more if the main thread has not heard the last one; say whether."""
+        return self._knocked and self._knock()
+
     def _knock(self) -> bool:
         if _in_greenlet():
             return False

@@ -8,11 +8,10 @@ read before the timer fires. So: watch that folder with inotify(7), by ctypes, a
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
-from typing import Final
+from typing import Any, Final
 
 _IN_NONBLOCK: Final = os.O_NONBLOCK if hasattr(os, "O_NONBLOCK") else 0
 _IN_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
@@ -28,15 +27,19 @@ class Guard:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        # Loaded when a service is armed, not by the bare import: with some builds of libffi it keeps a descriptor.
+        import ctypes  # noqa: PLC0415
+
+        self._ctypes = ctypes
         self._libc = ctypes.CDLL(None, use_errno=True)
         if not hasattr(self._libc, "inotify_init1"):
             raise OSError(errno.ENOSYS, "this system has no inotify")
         self._fd: int | None = None
 
-    def _call(self, function: ctypes._NamedFuncPointer, *args: object) -> int:
+    def _call(self, function: Any, *args: object) -> int:
         result = int(function(*args))
         if result < 0:
-            number = ctypes.get_errno()
+            number = self._ctypes.get_errno()
             raise OSError(number, f"{os.strerror(number)}: {self.folder}")
         return result
 

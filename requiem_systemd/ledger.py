@@ -73,6 +73,12 @@ class Record(Entry):
         self.owner = owner
 
 
+class Loose(Record):
+    """The ledger's side of a handle that anybody may end: the thread that made it is not inside of it."""
+
+    __slots__ = ()
+
+
 class Due(NamedTuple):
     """What has run out in a drain, and when the next limit is due (infinity: never)."""
 
@@ -239,5 +245,5 @@ def _nothing() -> None:
 
 
 def holding(ledger: Ledger, ident: int) -> Iterator[Entry]:
-    """Yield what the thread `ident` holds."""
-    return (entry for entry, _ in ledger.entries() if getattr(entry, "owner", None) == ident)
+    """Yield what the thread `ident` is inside of."""
+    return (entry for entry, _ in ledger.entries() if getattr(entry, "owner", None) == ident and not isinstance(entry, Loose))

@@ -131,6 +131,11 @@ class Listeners:
             with contextlib.suppress(OSError):
                 os.set_inheritable(fd, False)
 
+    @property
+    def adopted(self) -> bool:
+        """Whether passed descriptors were made sockets of, which are closed with this."""
+        return bool(self._passed)
+
     def origin(self, sock: Any) -> Origin:
         """Say where a listener comes from; one of somebody else counts as bound here."""
         known = self._find_known(sock)

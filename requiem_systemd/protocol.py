@@ -171,10 +171,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def take(environ: MutableMapping[str, str]) -> None:
-    """Remove what only this process may use, so that its children cannot speak for it."""
-    for name in TAKEN:
-        environ.pop(name, None)
+def take(environ: MutableMapping[str, str]) -> dict[str, str]:
+    """Remove what only this process may use, so that its children cannot speak for it; return it."""
+    return {name: environ.pop(name) for name in TAKEN if name in environ}
+
+
+def give_back(environ: MutableMapping[str, str], taken: Mapping[str, str], *, listeners: bool) -> None:
+    """Put back what was taken, unless somebody has set it anew; `listeners`: the passed descriptors are still open."""
+    for name, value in taken.items():
+        if listeners or not name.startswith("LISTEN_"):
+            environ.setdefault(name, value)
 
 
 def _whole(text: str, most: int) -> int | None:

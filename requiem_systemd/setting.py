@@ -9,6 +9,7 @@ from requiem_systemd.loop import Loop
 from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
 from requiem_systemd.protocol import Environment
+from requiem_systemd.stacks import redacted
 
 
 class Setting:
@@ -26,6 +27,10 @@ class Setting:
     def now(self) -> float:
         """Return the clock's time."""
         return self.loop.clock.now()
+
+    def shown(self, text: str) -> str:
+        """Return what may leave the process of a label or a status (`redact=`)."""
+        return redacted(self.options.redact, text)
 
     def in_container(self) -> bool:
         """Say whether a container runtime stands between us and a manager: it forwards READY and WATCHDOG only."""

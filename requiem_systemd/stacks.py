@@ -135,13 +135,14 @@ def describe(entry: Entry, age: float, redact: Any = None) -> JobInfo:
     more = entry.extra()
     owner = task_of(entry)
     label, status = clean(entry.name), clean(more.status) if more else ""
-    if redact is not None:
-        label, status = _redacted(redact, label), _redacted(redact, status) if status else ""
-    return JobInfo(label, age, owner_name(owner), status, place(owner), more.kind if more else JOB)
+    shown = redacted(redact, label), redacted(redact, status)
+    return JobInfo(shown[0], age, owner_name(owner), shown[1], place(owner), more.kind if more else JOB)
 
 
-def _redacted(redact: Any, text: str) -> str:
+def redacted(redact: Any, text: str) -> str:
     """Show what a user's function leaves of a text; nothing of it where that fails, for the drain must go on."""
+    if redact is None or not text:
+        return text
     try:
         return clean(redact(text))
     except Exception as error:  # noqa: BLE001 - user code

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from requiem_systemd.errors import DrainingError
 from requiem_systemd.joins import Joins, is_function, qualified, refuse
-from requiem_systemd.ledger import JOB, Ledger, More, Record
+from requiem_systemd.ledger import JOB, Ledger, Loose, More
 from requiem_systemd.protocol import length
 from requiem_systemd.tracker import NOTHING, Handle, Hold, Track, Tracker, kit
 
@@ -76,7 +76,7 @@ class Tracking:
 
         Dropped without `done()`, it is released with a ResourceWarning. Limits and errors as for `track`.
         """
-        record = Record(_text(label, "create_tracker"), threading.get_ident())
+        record = Loose(_text(label, "create_tracker"), threading.get_ident())
         more = _more(JOB, drain_timeout, heartbeat_timeout)
         if more is not None:
             record.more = more

@@ -25,6 +25,8 @@ EX_TEMPFAIL: Final = 75
 SHOW_EVERY: Final = 1.0
 # How long a framework's own handler, called when the ledger was empty, has to end the main thread by itself.
 CHAINED_GRACE: Final = 1.0
+# How long the main thread has to hear our signal before it is sent again; doubled each time, up to SHOW_EVERY.
+HEARD_WITHIN: Final = 0.02
 
 
 class WayOut:
@@ -45,6 +47,7 @@ class WayOut:
         self.others: bool = False
         self._since = 0.0
         self._expelling = False
+        self._heard_within = HEARD_WITHIN
 
     def begin(self, *, abandoned: bool) -> None:
         """Run the `dead` handlers, then let whoever waits go on."""
@@ -65,11 +68,19 @@ class WayOut:
             return
         if not self.main_is_free(forced=self.forced):
             self._expelling = True
-        elif not self.gate.expel(self.status):
+        elif self.gate.expel(self.status):
+            self._setting.loop.alarm(self._insist, self._setting.now() + self._heard_within)
+        else:
             LOG.warning(
                 "the main thread cannot be made to leave (every stop signal's handler was replaced, or it is a greenlet): call wait() at its end",
                 extra=journal.record("mistake"),
             )
+
+    def _insist(self) -> None:
+        """Knock again: a signal that comes just before a system call blocks interrupts nothing, and the call would last."""
+        if self.gate is not None and self.gate.knock_again():
+            self._heard_within = min(2 * self._heard_within, SHOW_EVERY)
+            self._setting.loop.alarm(self._insist, self._setting.now() + self._heard_within)
 
     def _let_out(self) -> None:
         self.others = self._tell_others()

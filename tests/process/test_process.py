@@ -535,3 +535,39 @@ def test_no_signal_is_lost_while_another_is_handled(program: Program) -> None:
         until=None,
     )
     assert "none lost" in program.ended()
+
+
+def test_a_knock_that_interrupts_nothing_is_repeated(program: Program) -> None:
+    """A main thread that was just about to block when it was told to leave is told again."""
+    program.start(
+        """
+        import signal, time
+        send = signal.pthread_kill
+        sent = []
+        def just_too_early(thread, number):
+            sent.append(number)
+            if len(sent) > 1:
+                send(thread, number)
+        signal.pthread_kill = just_too_early
+        requiem.initialize()
+        requiem.ready()
+        time.sleep(100)
+        """
+    )
+    program.manager.stop()
+    program.ended()
+
+
+def test_a_main_thread_whose_job_was_abandoned_leaves(program: Program) -> None:
+    """Past drain_timeout= nothing holds the stop any more, a job of the main thread's neither."""
+    program.start(
+        """
+        import time
+        requiem.initialize(drain_timeout=0.2)
+        with requiem.track("mine"):
+            requiem.ready()
+            time.sleep(100)
+        """
+    )
+    program.manager.stop()
+    assert 'abandoned "mine"' in program.ended(75)

@@ -221,7 +221,7 @@ def unit_text(command: str, settings: Mapping[str, object]) -> str:
         "Type": "notify",
         "NotifyAccess": "main",
         "KillMode": "mixed",
-        "TimeoutStartSec": 10,
+        "TimeoutStartSec": 60,  # many may start at once, on a machine that is busy
         "TimeoutStopSec": 2,
         "ExecStart": command,
     }

@@ -70,7 +70,7 @@ class Fleet:
         path = f"/run/requiem-tests/{self._stem}-{name}.py"
         self.box.write(path, textwrap.dedent(script).lstrip())
         # The folder is for sockets: %t/%N
-        usual = {"RuntimeDirectory": "%N", "TimeoutStartSec": 60, "Environment": ["PYTHONUNBUFFERED=1"]}
+        usual = {"RuntimeDirectory": "%N", "TimeoutStartSec": 180, "Environment": ["PYTHONUNBUFFERED=1"]}
         text = unit_text(f"{self._python} {path}", {**usual, **settings})
         self.box.unit(f"{self._stem}-{name}@.service", text)
         self.units[name] = [f"{self._stem}-{name}@{number}.service" for number in range(count)]

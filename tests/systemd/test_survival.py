@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.systemd import forms
+from tests.systemd.conftest import stop
 from tests.systemd.fleet import Ended, Fleet, rounds
 from tests.systemd.sandbox import CHECKOUT
 
@@ -325,3 +327,29 @@ def test_watchdog_ends_the_unhealthy(service: ServiceFactory) -> None:
     )
     poll(lambda: unit.state == "failed")
     assert unit.result == "watchdog"
+
+
+@pytest.mark.timeout(180)
+def test_example_servers_answer(service: ServiceFactory, repetitions: int) -> None:
+    """The examples that serve clients finish an answer of 8 s in a stop with TimeoutStopSec=2, side by side."""
+    units, ports, clients = [], [], []
+    for name in ("03_http_server", "09_fd_store") * repetitions:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+        environment = [f"EXAMPLE_PORT={ports[-1]}", "EXAMPLE_SECONDS=8"]
+        text = (CHECKOUT / "examples" / f"{name}.py").read_text()
+        units.append(service(text, Environment=environment, FileDescriptorStoreMax=8))
+    for port in ports:
+        client = socket.create_connection(("127.0.0.1", port), timeout=60)
+        client.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
+        clients.append(client)
+    for unit in units:
+        unit.wait_for("begun")
+    results = stop(*units)
+    answers = []
+    for client in clients:
+        with client, client.makefile("rb") as stream:
+            answers.append(stream.read())
+    assert all(answer.endswith(b"Hello world!\n") for answer in answers), answers
+    assert {(one.result, one.status) for one in results} == {("success", 0)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import inspect
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -467,7 +468,7 @@ def test_coroutine_function(bare: Service) -> None:
         assert labels(bare) == []
         return await asyncio.create_task(waiting, name="mine")
 
-    assert asyncio.iscoroutinefunction(job)
+    assert inspect.iscoroutinefunction(job)
     assert asyncio.run(main()) == ["task mine"]
     assert labels(bare) == []
 

@@ -327,6 +327,16 @@ def test_wait_inside_a_tracker(service: Service) -> None:
         service.wait()
 
 
+def test_wait_beside_a_handle_of_the_same_thread(service: Service) -> None:
+    """What began in this thread by `create_tracker` may end in another: waiting for it is no mistake."""
+    handle = service.create_tracker("begins here, ends there")
+    service.begin()
+    ender = threading.Thread(target=handle.done)
+    ender.start()
+    assert service.wait(10)
+    ender.join()
+
+
 def test_wait_beside_a_tracker(manager: FakeManager, service: Service) -> None:
     """A tracker of another thread is no obstacle."""
     entered, leave = threading.Event(), threading.Event()
@@ -779,6 +789,16 @@ def test_lame_duck_of_no_jobs(manager: FakeManager, armed: Callable[..., Service
     manager.wait_for("dead")
 
 
+def test_the_environment_is_given_back() -> None:
+    """The end of the `with` block puts back what was taken, but for what somebody has set anew."""
+    taken = {"NOTIFY_SOCKET": "@nobody-listens", "WATCHDOG_USEC": "30000000", "LISTEN_FDS": "0"}
+    environ = dict(taken)
+    with Service(environ=environ, signals=False, exit=False):
+        assert environ == {}
+        environ["NOTIFY_SOCKET"] = "@another"
+    assert environ == {**taken, "NOTIFY_SOCKET": "@another"}
+
+
 # -- what leaves the process -------------------------------------------------------------------------------------------
 
 
@@ -793,6 +813,23 @@ def test_redact(manager: FakeManager, armed: Callable[..., Service], warnings_of
         assert '"export ***" 65 s (*** 1)' in manager.status
         manager.advance(10)
     assert "secret" not in "".join(text.split(", at\n")[0] for text in warnings_of)
+
+
+def test_redact_of_the_services_own_texts(manager: FakeManager) -> None:
+    """It sees what the service says of itself too: while it starts, when it is up, and in the drain."""
+    service = manager.arm(Service(), redact=lambda text: text.replace("secret", "***"))
+    with service.starting("secret migration"):
+        manager.wait_for(lambda: "migration" in manager.status)
+    service.ready("up with secret")
+    manager.wait_for("running")
+    service.status("secret 1")
+    with service.track("job"):
+        manager.stop()
+        service.status("secret 2")
+        manager.advance(3)
+        assert "*** 2" in manager.status
+    manager.wait_for("dead")
+    assert "secret" not in "".join(str(message.values) for message in manager.messages)
 
 
 def test_redact_that_fails(manager: FakeManager, armed: Callable[..., Service]) -> None:
