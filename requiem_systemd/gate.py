@@ -127,6 +127,10 @@ class Gate:
         """Return the handlers of others."""
         return list(self._chained.values())
 
+    def is_chained(self, number: int) -> bool:
+        """Say whether somebody else handles this signal: uvloop owns the wakeup fd even where nobody has asked it for any."""
+        return number in self._chained
+
     def has_chained(self) -> bool:
         """Say whether handlers of others wait to be called."""
         return bool(self._pending)
