@@ -38,7 +38,9 @@ def name_of(number: int) -> str:
 
 
 def _is_foreign(handler: object) -> TypeGuard[_Handler]:
-    """Say whether a handler is somebody's own: neither a default, nor ignored, nor Python's KeyboardInterrupt."""
+    """Say whether a handler is somebody's own: neither a default, nor ignored, nor Python's KeyboardInterrupt (or asyncio.run's)."""
+    if getattr(getattr(handler, "func", None), "__qualname__", "") == "Runner._on_sigint":
+        return False
     return callable(handler) and handler not in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN)
 
 

@@ -635,3 +635,26 @@ def test_uvloop_without_handlers_ends_at_once(program: Program) -> None:
     )
     program.manager.stop()
     program.ended()
+
+
+@pytest.mark.parametrize("stop", ["os.kill(os.getpid(), signal.SIGINT)", "requiem.begin()"])
+def test_asyncio_runs_own_interrupt_handler_is_not_a_frameworks(program: Program, stop: str) -> None:
+    """A service armed inside of `asyncio.run` drains, and no KeyboardInterrupt comes out of it."""
+    program.start(
+        f"""
+        import asyncio, os, signal
+        async def main():
+            requiem.initialize()
+            requiem.initialize().gate.at_once = True
+            requiem.ready()
+            job = requiem.create_tracker("job")
+            asyncio.get_running_loop().call_later(0.3, lambda: (print("done"), job.done()))
+            {stop}
+            await asyncio.sleep(100)
+        asyncio.run(main())
+        """,
+        until="dead",
+    )
+    output = program.ended()
+    assert "done" in output
+    assert "KeyboardInterrupt" not in output
