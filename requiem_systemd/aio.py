@@ -119,8 +119,8 @@ async def wait(*, service: Service = process) -> None:
     The task that waits goes on afterwards: neither is it cancelled, nor is the main thread made to leave, before it has ended.
     """
     service.retake()
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
+    task: Any = asyncio.current_task()  # there is one: what awaits runs in it
+    loop = asyncio.get_running_loop()
     service.keepers[task] = in_main_thread()
     try:
         await latched(service.engine.stopped)

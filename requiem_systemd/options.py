@@ -28,8 +28,9 @@ class Options(NamedTuple):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 msg = f"{name}={getattr(self, name)!r}: give a function"
                 raise TypeError(msg)
-        if isinstance(self.lame_duck, str) and self.lame_duck != "jobs":
-            msg = f'lame_duck={self.lame_duck!r}: give a number of seconds, or "jobs"'
+        duck: object = self.lame_duck  # callers without a type checker may give anything
+        if isinstance(duck, str) and duck != "jobs":
+            msg = f'lame_duck={duck!r}: give a number of seconds, or "jobs"'
             raise TypeError(msg)
         return self._replace(
             drain_timeout=None if self.drain_timeout is None else length("drain_timeout", self.drain_timeout),

@@ -8,8 +8,8 @@ from requiem_systemd.ledger import Ledger
 from requiem_systemd.loop import Loop
 from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
-from requiem_systemd.stacks import redacted
 from requiem_systemd.protocol import Environment
+from requiem_systemd.stacks import redacted
 
 
 class Setting:

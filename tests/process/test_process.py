@@ -619,7 +619,7 @@ def test_another_task_that_waits(program: Program) -> None:
 
 
 def test_uvloop_without_handlers_ends_at_once(program: Program) -> None:
-    """uvloop owns the wakeup fd, but where nobody handles a signal nobody is waited for."""
+    """The wakeup fd is uvloop's, but where nobody handles a signal nobody is waited for."""
     pytest.importorskip("uvloop")
     program.start(
         """
