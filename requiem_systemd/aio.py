@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from requiem_systemd.arming import in_main_thread
 from requiem_systemd.errors import AbandonedError, DrainingError
 from requiem_systemd.latch import Latch
 from requiem_systemd.service import Service, process
@@ -75,7 +76,9 @@ async def _hold(main: Coroutine[Any, Any, T], service: Service) -> T:
             await stopped
     finally:
         stopped.cancel()
-    if not task.done() and service.engine.wayout.others:  # its own signal handlers have just been called
+    if task in service.keepers:  # it has waited for this very moment, and goes on
+        await asyncio.wait({task})
+    elif not task.done() and (service.keepers or service.engine.wayout.others):  # its tasks, or its signal handlers, have just been told
         await asyncio.wait({task}, timeout=CHAINED_GRACE)
     if not task.done():
         task.cancel()
@@ -111,9 +114,21 @@ async def latched(latch: Latch) -> None:
 
 
 async def wait(*, service: Service = process) -> None:
-    """Wait until the service has drained and all is done. Raises AbandonedError if jobs were abandoned."""
+    """Wait until the service has drained and all is done. Raises AbandonedError if jobs were abandoned.
+
+    The task that waits goes on afterwards: neither is it cancelled, nor is the main thread made to leave, before it has ended.
+    """
     service.retake()
-    await latched(service.engine.stopped)
+    task: Any = asyncio.current_task()  # there is one: what awaits runs in it
+    loop = asyncio.get_running_loop()
+    service.keepers[task] = in_main_thread()
+    try:
+        await latched(service.engine.stopped)
+    except BaseException:
+        service.release(task)
+        raise
+    # Later than its end: where that is the end of the loop too, the main thread leaves by itself.
+    task.add_done_callback(lambda _: loop.call_later(CHAINED_GRACE, service.release, task))
     if service.engine.drain.limits.abandoned:
         raise AbandonedError(service.engine.drain.limits.abandoned)
 

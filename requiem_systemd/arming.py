@@ -40,6 +40,7 @@ class Arming(Tracking):
         self._armed: Options | None = None
         self._stand_in: _StandIn | None = None
         self._main = ""
+        self.keepers: dict[object, bool] = {}  # tasks that wait for the end, and whether in the main thread
         self._fork_masks: dict[int, set[Any]] = {}  # by thread: several may fork at once
         self._hooked = False
         self._fresh()
@@ -166,6 +167,7 @@ class Arming(Tracking):
             journal.uninstall()
             self._armed = None
             self._main = ""
+            self.keepers.clear()
             self.ledger.reset()
             self._fresh()
             self._stand_down()
@@ -232,9 +234,15 @@ class Arming(Tracking):
         finally:
             self._main = "leaving" if self.engine.stopped else before
 
+    def release(self, keeper: object) -> None:
+        """Let the main thread be made to leave as far as this keeper is concerned."""
+        self.keepers.pop(keeper, None)
+        if self._engine is not None:
+            self._engine.loop.wake()
+
     def _main_is_free(self, *, forced: bool) -> bool:
         """Say whether the main thread may be made to leave, out of an abandoned job too; `forced`: out of any."""
-        if self._main:
+        if self._main or any(self.keepers.values()):
             return False
         entries = holding(self.ledger, threading.main_thread().ident or 0)
         return forced or not any(entry.extra() is None or not entry.more.abandoned for entry in entries)
@@ -264,6 +272,7 @@ class Arming(Tracking):
         self._lock = threading.RLock()
         self._armed = None
         self._main = ""
+        self.keepers.clear()
         self.ledger.reset()
         if engine is not None:
             if engine.wayout.gate is not None:

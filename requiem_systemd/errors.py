@@ -22,7 +22,8 @@ class AbandonedError(RequiemError):
     def __init__(self, jobs: tuple[JobInfo, ...]) -> None:
         names = ", ".join(f'"{job.label}"' for job in jobs[:20])
         more = f" and {len(jobs) - 20} more" if len(jobs) > 20 else ""
-        super().__init__(f"{len(jobs)} jobs were abandoned: {names}{more}")
+        counted = "1 job was" if len(jobs) == 1 else f"{len(jobs)} jobs were"
+        super().__init__(f"{counted} abandoned: {names}{more}")
         self.jobs = jobs
 
 

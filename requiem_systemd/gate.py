@@ -38,7 +38,9 @@ def name_of(number: int) -> str:
 
 
 def _is_foreign(handler: object) -> TypeGuard[_Handler]:
-    """Say whether a handler is somebody's own: neither a default, nor ignored, nor Python's KeyboardInterrupt."""
+    """Say whether a handler is somebody's own: neither a default, nor ignored, nor Python's KeyboardInterrupt (or asyncio.run's)."""
+    if getattr(getattr(handler, "func", None), "__qualname__", "") == "Runner._on_sigint":
+        return False
     return callable(handler) and handler not in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN)
 
 
@@ -126,6 +128,10 @@ class Gate:
     def chained(self) -> list[_Handler]:
         """Return the handlers of others."""
         return list(self._chained.values())
+
+    def is_chained(self, number: int) -> bool:
+        """Say whether somebody else handles this signal: uvloop owns the wakeup fd even where nobody has asked it for any."""
+        return number in self._chained
 
     def has_chained(self) -> bool:
         """Say whether handlers of others wait to be called."""

@@ -28,6 +28,10 @@ class Options(NamedTuple):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 msg = f"{name}={getattr(self, name)!r}: give a function"
                 raise TypeError(msg)
+        duck: object = self.lame_duck  # callers without a type checker may give anything
+        if isinstance(duck, str) and duck != "jobs":
+            msg = f'lame_duck={duck!r}: give a number of seconds, or "jobs"'
+            raise TypeError(msg)
         return self._replace(
             drain_timeout=None if self.drain_timeout is None else length("drain_timeout", self.drain_timeout),
             request_timeout=length("request_timeout", self.request_timeout),

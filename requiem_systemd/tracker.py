@@ -101,8 +101,10 @@ class Handle(Tracker):
         except AttributeError:  # __init__ was never reached
             return
         if record in ledger.live:
-            ledger.leave(record)
-            warnings.warn(f'tracker "{record.name}" was dropped without done()', ResourceWarning, stacklevel=2, source=self)
+            try:  # the last to leave may have the main thread end: not before it has been said who it was
+                warnings.warn(f'tracker "{record.name}" was dropped without done()', ResourceWarning, stacklevel=2, source=self)
+            finally:
+                ledger.leave(record)
 
     def __repr__(self) -> str:
         return f"<Tracker {self.label!r}>"

@@ -94,7 +94,7 @@ class WayOut:
         """Pass the stop on to whoever had its signals before us, or took them since; say whether there is anybody."""
         if self.gate is None:
             return False
-        told = [self.gate.forward(number) for number in self.deferred]
+        told = [self.gate.forward(number) and self.gate.is_chained(number) for number in self.deferred]
         return (self.gate.has_chained() and self.gate.call_chained()) or any(told)
 
     def _tick(self) -> None:

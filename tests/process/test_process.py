@@ -571,3 +571,90 @@ def test_a_main_thread_whose_job_was_abandoned_leaves(program: Program) -> None:
     )
     program.manager.stop()
     assert 'abandoned "mine"' in program.ended(75)
+
+
+@pytest.mark.parametrize("run", ["requiem.aio.run", "asyncio.run"])
+@pytest.mark.parametrize("wait", ["requiem.aio.wait()", "asyncio.wait_for(requiem.aio.wait(), 10)"])
+def test_a_main_task_that_waits(program: Program, run: str, wait: str) -> None:
+    """It is neither cancelled nor made to leave: it goes on when all is done, and its value is returned."""
+    program.start(
+        f"""
+        import asyncio
+        async def main():
+            job = requiem.create_tracker("job")
+            requiem.ready()
+            await requiem.aio.wait_begin()
+            asyncio.get_running_loop().call_later(0.1, job.done)
+            await {wait}
+            await asyncio.sleep(0.1)
+            return "main has returned"
+        requiem.initialize()
+        print({run}(main()))
+        """
+    )
+    program.manager.stop()
+    assert "main has returned" in program.ended()
+
+
+def test_another_task_that_waits(program: Program) -> None:
+    """It goes on when all is done, and does not keep the process after its end."""
+    program.start(
+        """
+        import asyncio
+        async def farewell():
+            await requiem.aio.wait()
+            await asyncio.sleep(0.1)
+            print("farewell")
+        async def main():
+            task = asyncio.create_task(farewell())
+            await asyncio.sleep(0)
+            requiem.ready()
+            await asyncio.sleep(100)
+        requiem.initialize()
+        asyncio.run(main())
+        """
+    )
+    program.manager.stop()
+    assert "farewell" in program.ended()
+
+
+def test_uvloop_without_handlers_ends_at_once(program: Program) -> None:
+    """The wakeup fd is uvloop's, but where nobody handles a signal nobody is waited for."""
+    pytest.importorskip("uvloop")
+    program.start(
+        """
+        import asyncio, uvloop
+        from requiem_systemd import wayout
+        wayout.CHAINED_GRACE = requiem.aio.CHAINED_GRACE = 100
+        uvloop.install()
+        async def main():
+            requiem.ready()
+            await asyncio.sleep(100)
+        requiem.aio.run(main())
+        """
+    )
+    program.manager.stop()
+    program.ended()
+
+
+@pytest.mark.parametrize("stop", ["os.kill(os.getpid(), signal.SIGINT)", "requiem.begin()"])
+def test_asyncio_runs_own_interrupt_handler_is_not_a_frameworks(program: Program, stop: str) -> None:
+    """A service armed inside of `asyncio.run` drains, and no KeyboardInterrupt comes out of it."""
+    program.start(
+        f"""
+        import asyncio, os, signal
+        async def main():
+            requiem.initialize()
+            requiem.initialize().gate.at_once = True
+            requiem.ready()
+            job = requiem.create_tracker("job")
+            asyncio.get_running_loop().call_later(0.3, lambda: (print("done"), job.done()))
+            {stop}
+            await asyncio.sleep(100)
+        asyncio.run(main())
+        """,
+        until="dead",
+    )
+    output = program.ended()
+    assert "done" in output
+    assert "KeyboardInterrupt" not in output

@@ -154,6 +154,12 @@ def test_all(name: str) -> None:
     assert [attribute for attribute in names if not hasattr(module, attribute)] == []
 
 
+def test_all_is_all_that_is_public() -> None:
+    """`from requiem_systemd import *` brings every function and class of the package."""
+    public = {name for name, value in vars(requiem_systemd).items() if name[0] != "_" and callable(value)}
+    assert public - {"Any", "Final"} == set(requiem_systemd.__all__)
+
+
 def test_unknown_names() -> None:
     """A name that is not there is an AttributeError."""
     with pytest.raises(AttributeError, match="nonsense"):

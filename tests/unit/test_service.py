@@ -133,6 +133,12 @@ def test_options_of_a_wrong_type(options: dict[str, Any]) -> None:
         requiem.initialize(signals=False, **options)
 
 
+def test_a_lame_duck_of_another_name() -> None:
+    """Who misspells it is told the one word that there is."""
+    with pytest.raises(TypeError, match='give a number of seconds, or "jobs"'):
+        Service(lame_duck="job")
+
+
 def test_unarmed_outside_a_manager(bare: Service) -> None:
     """Outside a manager everything works, and notify says that there is none."""
     bare.ready("up")
