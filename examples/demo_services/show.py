@@ -294,3 +294,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except (SandboxError, suite.NotReadyError) as error:
         sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted; nothing is left running", file=sys.stderr)
+        sys.exit(130)

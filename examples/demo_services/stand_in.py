@@ -26,18 +26,22 @@ def stop_held(script: Path, port: int, jobs: int, environment: dict[str, str]) -
         with subprocess.Popen(
             [sys.executable, script], env=env, stdout=subprocess.PIPE, text=True
         ) as process:
-            manager.settimeout(10)
-            while "READY=1" not in manager.recv(4096).decode().splitlines():
-                pass
-            for number in range(jobs):
-                request(port, "POST", f"/{number + 1}")
-            say(f"{jobs} jobs are in flight")
-            begin = time.monotonic()
-            process.send_signal(signal.SIGTERM)
-            say("SIGTERM")
-            _kill_in_time(process, manager, begin)
-            output, _ = process.communicate()
-            return output.count("done"), time.monotonic() - begin
+            try:
+                manager.settimeout(10)
+                while "READY=1" not in manager.recv(4096).decode().splitlines():
+                    pass
+                for number in range(jobs):
+                    request(port, "POST", f"/{number + 1}")
+                say(f"{jobs} jobs are in flight")
+                begin = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                say("SIGTERM")
+                _kill_in_time(process, manager, begin)
+                output, _ = process.communicate()
+                return output.count("done"), time.monotonic() - begin
+            except BaseException:  # Ctrl-C, for one: leave nothing behind
+                process.kill()
+                raise
 
 
 def _kill_in_time(process: subprocess.Popen[str], manager: socket.socket, begin: float) -> None:
