@@ -14,17 +14,14 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
-from requiem_systemd.ledger import CONNECTION, LISTENER, Ledger, More, Record
+from requiem_systemd.doors import Doors, shut_late
+from requiem_systemd.engine import Engine
+from requiem_systemd.ledger import CONNECTION, Ledger, More, Record
 from requiem_systemd.listen import Listeners, describe, listens
 from requiem_systemd.wake import Wake, readable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from requiem_systemd.doors import Doors
-    from requiem_systemd.engine import Engine
 
 LOG: Final = logging.getLogger("requiem_systemd")
 Address: TypeAlias = Any
@@ -74,10 +71,7 @@ class Acceptor:
         self._pending: deque[Waiting] = deque()
         self._busy: dict[int, float] = {}
         if not host.doors.add(self):
-            record = Record(f"listener {self.label}", None)
-            record.more = More(LISTENER)
-            host.ledger.enter(record)
-            self.shut(lambda: host.ledger.leave(record))
+            shut_late(self, host.ledger)
 
     # -- accepting -----------------------------------------------------------------------------------------------------
 

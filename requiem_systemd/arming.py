@@ -40,6 +40,7 @@ class Arming(Tracking):
         self._armed: Options | None = None
         self._stand_in: _StandIn | None = None
         self._main = ""
+        self._heeds = False
         self.keepers: dict[object, bool] = {}  # tasks that wait for the end, and whether in the main thread
         self._fork_masks: dict[int, set[Any]] = {}  # by thread: several may fork at once
         self._hooked = False
@@ -124,6 +125,7 @@ class Arming(Tracking):
         self.hooks.open()
         exit_on = options.exit if options.exit is not None else not _belongs_to_somebody_else()
         engine.wayout.main_is_free = self._main_is_free
+        engine.wayout.main_heeds = lambda: self._heeds
         wanted = options._replace(exit=exit_on).overridden(self.environment.limits)
         engine.arm(wanted, self.environment, gate if options.signals else None)
         self._run(engine)
@@ -167,6 +169,7 @@ class Arming(Tracking):
             journal.uninstall()
             self._armed = None
             self._main = ""
+            self._heeds = False
             self.keepers.clear()
             self.ledger.reset()
             self._fresh()
@@ -222,6 +225,11 @@ class Arming(Tracking):
         if self.gate is not None:
             self.gate.retake()
 
+    def _heed(self) -> None:
+        # Under an event loop it is some task that asks, not the program.
+        if not self._heeds and in_main_thread() and running_loop() is None:
+            self._heeds = True
+
     @contextmanager
     def keeping_main(self) -> Iterator[None]:
         """Leave the main thread alone: whoever is in the block sees to its end when all is done."""
@@ -272,6 +280,7 @@ class Arming(Tracking):
         self._lock = threading.RLock()
         self._armed = None
         self._main = ""
+        self._heeds = False
         self.keepers.clear()
         self.ledger.reset()
         if engine is not None:

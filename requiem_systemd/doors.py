@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 import threading
 from collections.abc import Callable
 from typing import Protocol
+
+from requiem_systemd.errors import DrainingError
+from requiem_systemd.ledger import LISTENER, Ledger, More, Record
 
 
 class Door(Protocol):
@@ -67,6 +71,22 @@ class Doors:
             self._doors, self._closed = [], False
         for listener in watched:
             listener.close()
+
+
+def shut_late(door: Door, ledger: Ledger) -> None:
+    """Shut a door that came when the others had been shut: it holds the stop until it is closed, unless that is over already."""
+    record = Record(f"listener {door.label}", None)
+    record.more = More(LISTENER)
+    try:
+        ledger.enter(record)
+    except DrainingError:
+        door.shut(_nothing)
+    else:
+        door.shut(functools.partial(ledger.leave, record))
+
+
+def _nothing() -> None:
+    """Do nothing: nobody waits for this door."""
 
 
 def backlog(listener: socket.socket) -> int:

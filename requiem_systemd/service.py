@@ -120,6 +120,7 @@ class Service(Arming):
         Connections block and are not tracked. Several threads may accept on one listener. No thread is left blocked in it. What
         waits at the begin is still accepted and served, but of a socket unit's listener left for the next process.
         """
+        self._heed()
         return connections(self.acceptor(sock))
 
     def acceptor(self, sock: socket.socket) -> Acceptor:
@@ -154,8 +155,14 @@ class Service(Arming):
 
     def wait_begin(self, timeout: float | None = None) -> bool:
         """Wait until the drain begins. False: `timeout`, in seconds, ran out."""
+        seconds = None if timeout is None else length("timeout", timeout)
         self.retake()
-        return self.engine.begun.wait(None if timeout is None else length("timeout", timeout))
+        before = self._heeds
+        self._heed()
+        begun = self.engine.begun.wait(seconds)
+        if not begun and in_main_thread():
+            self._heeds = before
+        return begun
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the service has drained and all is done. False: `timeout`, in seconds, ran out.

@@ -97,8 +97,16 @@ class Tracking:
             raise DrainingError(msg)
 
     def should_stop(self) -> bool:
-        """Say whether to take no more work: the drain has begun (or, in a cluster, this worker is being rolled)."""
+        """Say whether to take no more work: the drain has begun (or, in a cluster, this worker is being rolled).
+
+        A main thread that asks is given 5 s after the last job for what it does last, before it is made to leave.
+        """
+        self._heed()
         return self.ledger.began is not None
+
+    def _heed(self) -> None:
+        """Take it that this thread leaves its work by itself when the drain begins."""
+        raise NotImplementedError
 
     def draining(self) -> bool:
         """Say whether the drain has begun."""
@@ -110,6 +118,7 @@ class Tracking:
         `fetch` returns None for "nothing yet", within a timeout of its own: for so long a drain may wait for it. With `track`
         after the fetch, a job that was popped when the signal came would be lost.
         """
+        self._heed()
         while not self.should_stop():
             hold = self.open("fetching the next job")
             try:

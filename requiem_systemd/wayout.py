@@ -25,6 +25,8 @@ EX_TEMPFAIL: Final = 75
 SHOW_EVERY: Final = 1.0
 # How long a framework's own handler, called when the ledger was empty, has to end the main thread by itself.
 CHAINED_GRACE: Final = 1.0
+# How long a main thread that heeds the drain (its loop asks should_stop(), jobs(), accept() or wait_begin()) has for what it does last.
+HEEDED_GRACE: Final = 5.0
 # How long the main thread has to hear our signal before it is sent again; doubled each time, up to SHOW_EVERY.
 HEARD_WITHIN: Final = 0.02
 
@@ -43,6 +45,7 @@ class WayOut:
         self.forced = False
         self.gate: Gate | None = None
         self.main_is_free: Callable[..., bool] = _never
+        self.main_heeds: Callable[[], bool] = bool
         self.deferred: list[int] = []
         self.others: bool = False
         self._since = 0.0
@@ -85,8 +88,11 @@ class WayOut:
     def _let_out(self) -> None:
         self.others = self._tell_others()
         self.stopped.set()
-        if self.others:
-            self._setting.loop.alarm(self.expel, self._setting.now() + CHAINED_GRACE)
+        grace = CHAINED_GRACE if self.others else 0.0
+        if self.main_heeds() and not self.forced:
+            grace = HEEDED_GRACE
+        if grace:
+            self._setting.loop.alarm(self.expel, self._setting.now() + grace)
         else:
             self.expel()
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from requiem_systemd.adapters.junction import CAN_JOIN, Junction, join
 from requiem_systemd.adapters.lines import Lines, cut_when_silent
-from requiem_systemd.ledger import CONNECTION, LISTENER, More, Record
+from requiem_systemd.doors import shut_late
+from requiem_systemd.ledger import CONNECTION, More, Record
 from requiem_systemd.listen import Listener, describe
 from requiem_systemd.wake import Wake, readable
 
@@ -88,10 +89,7 @@ class ServerDoor:
             setattr(self.server, name, getattr(self, f"_{name}"))
         self.service.engine.begun.then(self._begin)
         if not self.service.doors.add(self):
-            record = Record(f"listener {self.label}", None)
-            record.more = More(LISTENER)
-            self.service.ledger.enter(record)
-            self.shut(lambda: self.service.ledger.leave(record))
+            shut_late(self, self.service.ledger)
 
     def _begin(self) -> None:
         """The drain begins: in the engine's thread, before anything is looked at or closed."""

@@ -658,3 +658,54 @@ def test_asyncio_runs_own_interrupt_handler_is_not_a_frameworks(program: Program
     output = program.ended()
     assert "done" in output
     assert "KeyboardInterrupt" not in output
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "requiem.wait_begin()",
+        "while not requiem.should_stop(): time.sleep(0.01)",
+        "for _ in requiem.jobs(lambda: time.sleep(0.01)): pass",
+        "for _ in requiem.accept(requiem.listener('x', fallback=('127.0.0.1', 0))): pass",
+    ],
+    ids=["wait_begin", "should_stop", "jobs", "accept"],
+)
+def test_what_the_main_thread_does_last(program: Program, loop: str) -> None:
+    """A main thread whose loop heeds the drain does what comes behind the loop, though nothing is in flight any more."""
+    program.start(
+        f"""
+import sys, time
+requiem.initialize()
+requiem.ready()
+{loop}
+requiem.process.engine.stopped.wait()
+time.sleep(0.1)
+print("cleared up")
+sys.exit(4)
+"""
+    )
+    program.manager.stop()
+    assert "cleared up" in program.ended(4)
+
+
+def test_a_main_thread_that_only_says_so_leaves(program: Program) -> None:
+    """One that heeds the drain and then does not leave is made to, with status 0."""
+    program.start("requiem.initialize(); requiem.ready(); requiem.wait_begin(); import time; time.sleep(100)")
+    program.manager.stop()
+    program.ended()
+
+
+def test_accept_after_the_drain(program: Program) -> None:
+    """A stop that comes before the first accept() leaves nothing to accept, and is no error."""
+    program.start(
+        """
+requiem.initialize(exit=False)
+listener = requiem.listener("x", fallback=("127.0.0.1", 0))
+requiem.ready()
+requiem.begin()
+requiem.wait()
+print(list(requiem.accept(listener)), listener.fileno())
+""",
+        until=None,
+    )
+    assert "[] -1" in program.ended()
