@@ -225,6 +225,9 @@ class Arming(Tracking):
         if self.gate is not None:
             self.gate.retake()
 
+    def _shown(self, text: str) -> str:
+        return text if self._engine is None else self._engine.setting.shown(text)
+
     def _heed(self) -> None:
         # Under an event loop it is some task that asks, not the program.
         if not self._heeds and in_main_thread() and running_loop() is None:
@@ -291,7 +294,7 @@ class Arming(Tracking):
         listening = self.listening
         self._fresh()
         self.listening.inherit(listening)
-        self._joins = type(self._joins)(self.ledger, self._watch)
+        self._joins = type(self._joins)(self.ledger, self._watch, self._shown)
 
 
 class _StandIn:

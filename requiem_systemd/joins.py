@@ -70,9 +70,12 @@ class Joiner:
 class Joins:
     """What holds the stop because a thing of another library has not ended."""
 
-    def __init__(self, ledger: Ledger, watch: Callable[[int, Callable[[], object]], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, watch: Callable[[int, Callable[[], object]], None], shown: Callable[[str], str] = str
+    ) -> None:
         self._ledger = ledger
         self._watch = watch
+        self._shown = shown
         self.joiner: Joiner = Joiner(ledger)
         self._hinted = False
 
@@ -121,7 +124,7 @@ class Joins:
         """Say whose job was cut off by the end of somebody else's loop, and, the first time, the line to write instead."""
         hint = "" if self._hinted else "; write requiem_systemd.aio.run(main()) in place of asyncio.run(main()), which waits for it"
         self._hinted = True
-        label = clean(record.name)
+        label = self._shown(clean(record.name))
         LOG.warning('"%s" was cancelled: its event loop was torn down before it had ended%s', label, hint, extra=journal.record("mistake", label=label))
 
     def _thread(self, thread: threading.Thread, label: object, more: More | None) -> None:

@@ -26,10 +26,14 @@ class Tracking:
         made = kit(self.ledger, self._track)
         self._hold, self._set_clock = made.hold, made.set_clock
         self.track: Track = made.track
-        self._joins = Joins(self.ledger, self._watch)
+        self._joins = Joins(self.ledger, self._watch, self._shown)
 
     def _watch(self, fd: int, ended: Callable[[], object]) -> None:
         raise NotImplementedError
+
+    def _shown(self, text: str) -> str:
+        """Return what of a label may leave the process."""
+        return text
 
     def use_clock(self, clock: Callable[[], float] = monotonic) -> None:
         """Count by another clock from now on; what is in flight keeps its start times."""

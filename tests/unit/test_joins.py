@@ -325,3 +325,16 @@ def test_a_cancelled_task_is_no_mistake(caplog: pytest.LogCaptureFixture) -> Non
     asyncio.run(main())
     assert caplog.records == []
     assert service.ledger.live == {}
+
+
+def test_a_job_that_is_cut_off_is_named_as_redact_says(caplog: pytest.LogCaptureFixture) -> None:
+    """A label that `redact` hides stays hidden."""
+
+    async def main() -> None:
+        service.track(asyncio.ensure_future(asyncio.sleep(100)), label="secret")
+        await asyncio.sleep(0)
+
+    with Service(signals=False, exit=False, redact=lambda _: "hidden") as service:
+        asyncio.run(main())
+    assert '"hidden" was cancelled' in caplog.text
+    assert "secret" not in caplog.text
