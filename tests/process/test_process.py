@@ -674,9 +674,12 @@ def test_what_the_main_thread_does_last(program: Program, loop: str) -> None:
     """A main thread whose loop heeds the drain does what comes behind the loop, though nothing is in flight any more."""
     program.start(
         f"""
-import sys, time
+import sys, threading, time
 requiem.initialize()
-requiem.ready()
+def ready():  # when the main thread is in its loop: a stop that comes before finds one that does not heed it
+    while not requiem.process._heeds: time.sleep(0.001)
+    requiem.ready()
+threading.Thread(target=ready).start()
 {loop}
 requiem.process.engine.stopped.wait()
 time.sleep(0.1)
