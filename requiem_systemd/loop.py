@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from requiem_systemd.latch import Latch
 
 LOG: Final = logging.getLogger("requiem_systemd")
 
@@ -82,18 +81,19 @@ class Loop:
         if threading.current_thread() is self.thread or not self._running:
             call()
             return
-        made = Latch()
+        made = threading.Lock()  # not an Event: SystemExit, raised by a signal in the middle of its wait, could leave it half locked
+        made.acquire()
 
         def make() -> None:
             try:
                 call()
             finally:
-                made.set()
+                made.release()
 
         self.post(make)
         if self._over:  # it may have looked into its inbox for the last time just before
             self._empty_inbox()
-        made.wait()
+        made.acquire()
 
     def alarm(self, call: Callable[[], object], when: float) -> None:
         """Make a call at a time of the clock; a call has one alarm, the last that was set."""

@@ -283,23 +283,27 @@ ENDS: Final = {
     "falls-off-its-end": """
         requiem.initialize()
         requiem.track(in_thread(work))
+        requiem.ready()  # after STOPPING=1 nothing says it any more
     """,
     "serve-forever-returns": """
         import http.server
         requiem.initialize()
         requiem.track(in_thread(work))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+            requiem.ready()
             in_thread(server.shutdown)
             server.serve_forever()
     """,
     "aio-main-returns": """
         async def main():
             requiem.track(asyncio.create_task(awork()))
+            requiem.ready()
         aio.run(main())
     """,
     "aio-main-returns-thread": """
         async def main():
             requiem.track(in_thread(work))
+            requiem.ready()
         aio.run(main())
     """,
 }
