@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-
 LOG: Final = logging.getLogger("requiem_systemd")
 
 
