@@ -16,7 +16,7 @@ from requiem_systemd import journal, report
 from requiem_systemd.doors import Doors
 from requiem_systemd.drain import Drain
 from requiem_systemd.errors import ReloadError
-from requiem_systemd.extender import FIRST, Extender
+from requiem_systemd.extender import AGAIN, FIRST, Extender
 from requiem_systemd.gate import Gate, name_of
 from requiem_systemd.hooks import Hooks
 from requiem_systemd.latch import Latch
@@ -32,6 +32,8 @@ from requiem_systemd.wayout import WayOut
 
 LOG: Final = logging.getLogger("requiem_systemd")
 READY_WITHIN: Final = 10.0
+# How often READY=1 is tried again where it could not be sent: for a minute or so, then the manager is not there.
+READY_TRIES: Final = 60
 # A second Ctrl-C within this is the same Ctrl-C: a terminal sends it to the whole group, and a parent may pass it on.
 SAME_INTERRUPT: Final = 1.0
 _STARTING: Final = frozenset((State.STARTING, State.START_RELOAD_QUEUED))
@@ -53,6 +55,7 @@ class Engine:
         self._starting: list[str] = []
         self._interrupted: float | None = None
         self._signalled = False
+        self._ready_tries = READY_TRIES
         self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
         self._reload_waiters: list[Callable[[str], object]] = []
         self._reloading: list[Callable[[str], object]] = []
@@ -267,11 +270,19 @@ class Engine:
     def _say_ready(self) -> None:
         self.extender.end()
         if self._reload_error:
-            self.notifier.tell(READY=1, STATUS=f"Reload failed: {self._reload_error}")
+            told = self.notifier.tell(READY=1, STATUS=f"Reload failed: {self._reload_error}")
         elif self._status:
-            self.notifier.tell(READY=1, STATUS=self.setting.shown(self._status))
+            told = self.notifier.tell(READY=1, STATUS=self.setting.shown(self._status))
         else:
-            self.notifier.tell(READY=1, STATUS="")
+            told = self.notifier.tell(READY=1, STATUS="")
+        if self.notifier and not told and self._ready_tries:
+            # A full queue, as when many services start at once: a start that the manager does not hear of times out.
+            self._ready_tries -= 1
+            self.loop.alarm(self._say_ready_again, self.setting.now() + AGAIN)
+
+    def _say_ready_again(self) -> None:
+        if self.state is State.RUNNING:
+            self._say_ready()
 
     def _say_reloading(self) -> None:
         self._reload_error = ""

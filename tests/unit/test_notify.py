@@ -254,3 +254,15 @@ def test_many_threads(manager: FakeManager, receiver: socket.socket) -> None:
         for thread in threads:
             thread.join()
     assert texts == {f"READY=1\nN={n}\n".encode() for n in range(4)}
+
+
+def test_ready_is_said_again(tmp_path: Path) -> None:
+    """READY=1 that could not be sent, as into a full queue, is sent when it can be: a start must not time out."""
+    address = tmp_path / "notify"
+    with Service(signals=False, exit=False, environ={"NOTIFY_SOCKET": str(address)}) as service:
+        service.ready()  # nobody is there yet
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(address))
+            manager.settimeout(10)
+            assert b"READY=1" in manager.recv(4096)
+            service.begin()
