@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 FORMS: Final = {**forms.THREADS, **forms.COROUTINES}
 #: Settings under which a job survives as well; a watchdog that was fed once must be fed until the exit.
 SETTINGS: Final[dict[str, dict[str, object]]] = {
-    "WatchdogSec": {"WatchdogSec": 2},
+    "WatchdogSec": {"WatchdogSec": 5},  # shorter than the job; a hundred services start beside it
     "KillSignal": {"KillSignal": "SIGINT"},
     "SendSIGHUP": {"SendSIGHUP": "yes"},
     "KillMode": {"KillMode": "control-group"},
