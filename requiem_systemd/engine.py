@@ -32,8 +32,8 @@ from requiem_systemd.wayout import WayOut
 
 LOG: Final = logging.getLogger("requiem_systemd")
 READY_WITHIN: Final = 10.0
-# How often READY=1 is tried again where it could not be sent: for a minute or so, then the manager is not there.
-READY_TRIES: Final = 60
+# How often a state that the manager could not be told is tried again: for a minute or so, then nobody is there.
+TELL_TRIES: Final = 60
 # A second Ctrl-C within this is the same Ctrl-C: a terminal sends it to the whole group, and a parent may pass it on.
 SAME_INTERRUPT: Final = 1.0
 _STARTING: Final = frozenset((State.STARTING, State.START_RELOAD_QUEUED))
@@ -55,7 +55,7 @@ class Engine:
         self._starting: list[str] = []
         self._interrupted: float | None = None
         self._signalled = False
-        self._ready_tries = READY_TRIES
+        self._tries = TELL_TRIES
         self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
         self._reload_waiters: list[Callable[[str], object]] = []
         self._reloading: list[Callable[[str], object]] = []
@@ -269,25 +269,22 @@ class Engine:
 
     def _say_ready(self) -> None:
         self.extender.end()
-        if self._reload_error:
-            told = self.notifier.tell(READY=1, STATUS=f"Reload failed: {self._reload_error}")
-        elif self._status:
-            told = self.notifier.tell(READY=1, STATUS=self.setting.shown(self._status))
-        else:
-            told = self.notifier.tell(READY=1, STATUS="")
-        if self.notifier and not told and self._ready_tries:
-            # A full queue, as when many services start at once: a start that the manager does not hear of times out.
-            self._ready_tries -= 1
-            self.loop.alarm(self._say_ready_again, self.setting.now() + AGAIN)
+        status = f"Reload failed: {self._reload_error}" if self._reload_error else self.setting.shown(self._status)
+        self._tell(READY=1, STATUS=status)
 
-    def _say_ready_again(self) -> None:
-        if self.state is State.RUNNING:
-            self._say_ready()
+    def _tell(self, **assignments: object) -> None:
+        """Tell the manager, if need be later: its queue may be full, as when many services start at once, and a start then times out."""
+        if not self.notifier.tell(**assignments) and self.notifier and self._tries:
+            self._tries -= 1
+            self.loop.alarm(self._tell_owed, self.setting.now() + AGAIN)
+
+    def _tell_owed(self) -> None:
+        self._tell()
 
     def _say_reloading(self) -> None:
         self._reload_error = ""
         # sd_notify(3): v253 and later match a reload by MONOTONIC_USEC, in the same datagram
-        self.notifier.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, **FIRST, STATUS="Reloading")
+        self._tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, **FIRST, STATUS="Reloading")
         self.extender.begin()
 
     def _run_reload(self) -> None:
@@ -319,8 +316,8 @@ class Engine:
     def _say_stopping(self) -> None:
         # One datagram: STOPPING=1 arms TimeoutStopSec, the extension in the same one is counted after it (252 to 262)
         self.drain.set_status(self._status)
-        told = self.notifier.tell(STOPPING=1, **FIRST, STATUS=self.drain.begin())
-        self.extender.begin(told=told or not self.notifier)
+        self._tell(STOPPING=1, **FIRST, STATUS=self.drain.begin())
+        self.extender.begin()
 
     def _run_drain(self) -> None:
         self.loop.cancel(self._missing_ready)

@@ -38,10 +38,10 @@ class Extender:
         except OSError as error:
             LOG.info("a daemon-reload in mid-drain cannot be seen: %s", error)
 
-    def begin(self, *, told: bool = True) -> None:
-        """Extend from the next tick on; the first extension went with the datagram that began it, if that was `told`."""
+    def begin(self) -> None:
+        """Extend from the next tick on; the first extension goes with the datagram that began it."""
         self._extending = True
-        self._setting.loop.alarm(self._tick, self._setting.now() + (EVERY if told else AGAIN))
+        self._setting.loop.alarm(self._tick, self._setting.now() + EVERY)
         self._watch()
 
     def end(self) -> None:

@@ -14,6 +14,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -25,6 +26,10 @@ LOG: Final = logging.getLogger("requiem_systemd")
 # What must arrive is tried again for so long; the rest may be dropped when the manager's queue is full.
 PATIENCE: Final = 2.0
 _MUST_ARRIVE: Final = frozenset(("READY", "STOPPING", "RELOADING", "EXTEND_TIMEOUT_USEC", "FDSTORE"))
+# What the manager's picture of us is made of: each is owed until it has arrived, and they arrive in order. A STOPPING=1 before
+# its READY=1 is a failed start (262: "did not take the steps required").
+_OWED: Final = frozenset(("READY", "STOPPING", "RELOADING"))
+_OWED_MAX: Final = 16
 
 
 class _Wire(SystemdNotifier):  # type: ignore[misc] # sdnotify has no types
@@ -71,6 +76,7 @@ class Notifier:
         self._wire: _Wire | None = None
         self._lock = threading.Lock()
         self._failing = False
+        self._owed: deque[Mapping[str, object]] = deque(maxlen=_OWED_MAX)
 
     def __bool__(self) -> bool:
         return self.address is not None
@@ -93,13 +99,25 @@ class Notifier:
         return True
 
     def tell(self, **assignments: object) -> bool:
-        """Send, and log the first failure of an outage instead of raising it."""
+        """Send, after what is still owed; the first failure of an outage is logged instead of raised. The engine's thread only.
+
+        False: there is no manager, or it could not be told. A change of state is then owed, and goes with the next call of this.
+        """
+        if self.address is None:
+            return False
+        if not _OWED.isdisjoint(assignments):
+            self._owed.append(assignments)
+            assignments = {}
         try:
-            return self.send(assignments)
+            while self._owed:
+                self.send(self._owed[0])
+                self._owed.popleft()
+            return not assignments or self.send(assignments)
         except (OSError, ValueError) as error:
             if not self._failing:
                 self._failing = True
-                LOG.warning("the manager cannot be told %s at %s: %s", ", ".join(assignments), self.address, error)
+                names = ", ".join(assignments or self._owed[0])
+                LOG.warning("the manager cannot be told %s at %s: %s", names, self.address, error)
             return False
 
     def close(self) -> None:

@@ -266,3 +266,17 @@ def test_ready_is_said_again(tmp_path: Path) -> None:
             manager.settimeout(10)
             assert b"READY=1" in manager.recv(4096)
             service.begin()
+
+
+def test_what_is_owed_arrives_in_order(tmp_path: Path) -> None:
+    """A stop that begins before READY=1 could be delivered is told after it: the other way round the start has failed."""
+    address = tmp_path / "notify"
+    with Service(signals=False, exit=False, environ={"NOTIFY_SOCKET": str(address)}) as service:
+        job = service.create_tracker("job")
+        service.ready()  # nobody is there yet
+        service.begin()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(address))
+            manager.settimeout(10)
+            assert [manager.recv(4096).partition(b"=")[0] for _ in range(2)] == [b"READY", b"STOPPING"]
+            job.done()
