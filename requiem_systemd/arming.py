@@ -23,7 +23,6 @@ from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
 from requiem_systemd.protocol import Environment, give_back, read, take
 from requiem_systemd.tracking import Tracking
-from requiem_systemd.wayout import EX_TEMPFAIL
 
 
 class Arming(Tracking):
@@ -266,8 +265,8 @@ class Arming(Tracking):
         self._main = "leaving"
         self.begin("the main thread ended")
         engine.stopped.wait()
-        if engine.drain.limits.abandoned and engine.setting.options.exit:
-            exits.leave(EX_TEMPFAIL, engine.drain.limits.owners)
+        if engine.drain.limits.owners and engine.setting.options.exit:
+            exits.leave(engine.wayout.status, engine.drain.limits.owners)
 
     def _before_fork(self) -> None:
         if self.gate is not None:

@@ -11,9 +11,11 @@ import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Final
 
+from requiem_systemd.adapters import asgiservers
 from requiem_systemd.aio import latched
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.ledger import CONNECTION, JOB, REQUEST, More
+from requiem_systemd.protocol import length
 from requiem_systemd.report import first_segment
 from requiem_systemd.service import Service, process
 
@@ -48,18 +50,21 @@ class TrackRequests:
     - The service is armed when the server starts the application; `lifespan.startup.complete` says READY=1.
     - `lifespan.shutdown` is kept back until the ledger is empty: the server's loop lives until the last job has ended, and the
       application's own shutdown runs after it, once.
-    - From the begin of the drain every answer carries `Connection: close` (HTTP/1).
+    - From the begin of the drain every answer carries `Connection: close` (HTTP/1); a connection that was idle then may send one more
+      request, for `keepalive_grace` seconds, before the server itself is told to stop.
+    - A request that is let go after `request_timeout` is cancelled: the server would wait for it for ever.
     - `health`: a path that answers 200, and 503 from the first moment of the drain; itself never tracked.
     - `label`: a function of the scope that names a request, instead of method and route template.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the contract's, and what a server needs
         self,
         app: Application,
         *,
         health: str | None = None,
         label: Callable[[Scope], str] | None = None,
         tasks: bool = True,
+        keepalive_grace: float = 0.5,
         service: Service = process,
     ) -> None:
         if health is not None and not health.startswith("/"):
@@ -69,6 +74,7 @@ class TrackRequests:
         self._health = health
         self._label = label
         self._tasks = tasks
+        self._grace = length("keepalive_grace", keepalive_grace)
         self._service = service
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -90,11 +96,16 @@ class TrackRequests:
         self._arm()
         more = More(kind)
         hold = self._service.open(self._label(scope) if self._label else RequestName(scope), more)
+        cut = more.let_go = Cut()
         close = kind == REQUEST and str(scope.get("http_version", "1.1")).startswith("1")
 
+        started = False
+
         async def sending(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start" and close and self._service.draining():
                 message["headers"] = _closing(message.get("headers", ()))
+            started = True
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 more.kind = JOB  # the answer is out: what the application does now, it does as a job
@@ -103,6 +114,11 @@ class TrackRequests:
         try:
             async with hold:
                 await self.app(scope, receive, sending)
+        except asyncio.CancelledError:
+            if not cut.uncancel():
+                raise
+            if kind == REQUEST and not started:
+                await _answer(send, 503, b"stopped\n")
         except DrainingError:
             if hold in self._service.ledger.live or scope["type"] != "http":
                 raise
@@ -155,12 +171,34 @@ class TrackRequests:
         except NotMainThreadError:  # a server that runs its loop in a thread: its shutdown begins the drain
             self._service.arm(signals=False)
         self._service.hooks.loop = loop
-        gate = self._service.gate
-        if gate is not None:
-            # The server's own handler stops it accepting, and its lifespan.shutdown waits for us: it may run at once.
-            gate.at_once = True
+        asgiservers.attach(self._service, loop, self._grace)
         if self._tasks:
             _track_tasks(loop, self._service)
+
+
+class Cut:
+    """Cancels the task that made it, when called from any thread; knows whether it has."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._done = False
+
+    def __call__(self) -> None:
+        """Cancel it."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._done = True
+            self._task.cancel()
+
+    def uncancel(self) -> bool:
+        """Take the cancellation back; False: it was not ours."""
+        if self._done and self._task is not None:
+            self._task.uncancel()
+        return self._done
 
 
 def _track_tasks(loop: asyncio.AbstractEventLoop, service: Service) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from requiem_systemd import journal, report
+from requiem_systemd import journal, report, unitfile
 from requiem_systemd.doors import Doors
 from requiem_systemd.drain import Drain
 from requiem_systemd.errors import ReloadError
@@ -36,6 +36,14 @@ READY_WITHIN: Final = 10.0
 TELL_TRIES: Final = 60
 # A second Ctrl-C within this is the same Ctrl-C: a terminal sends it to the whole group, and a parent may pass it on.
 SAME_INTERRUPT: Final = 1.0
+# What only the main process may say: a worker that is replaced does not stop the service.
+_MAIN_ONLY: Final = frozenset(("STOPPING", "RELOADING", "MONOTONIC_USEC"))
+# What is wrong with a KillMode= other than mixed (systemd.kill(5)).
+_KILLMODES: Final = {
+    "control-group": "at a stop systemd itself signals the child processes, and the jobs that run in them",
+    "process": "at the end of the main process its children are left behind, in no service's care",
+    "none": "no process is ever told to stop",
+}
 _STARTING: Final = frozenset((State.STARTING, State.START_RELOAD_QUEUED))
 
 
@@ -54,7 +62,6 @@ class Engine:
         self._status = ""
         self._starting: list[str] = []
         self._interrupted: float | None = None
-        self._signalled = False
         self._tries = TELL_TRIES
         self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
         self._reload_waiters: list[Callable[[str], object]] = []
@@ -138,22 +145,33 @@ class Engine:
         if self.state is State.STARTING:
             self.loop.alarm(self._missing_ready, self.setting.now() + READY_WITHIN)
         self._watchdog.begin()
+        if self.notifier:
+            self._name_unit_mistakes()
 
     def _name_mistakes(self) -> None:
         environment = self.setting.environment
         for problem in environment.problems:
             _mistake(problem)
-        main = environment.exec_pid
-        if self.notifier and main is not None and main != os.getpid():
-            _mistake(
-                f"process {main} is the service's main process, this is {os.getpid()}: under NotifyAccess=main the manager drops what "
-                "it is told from here; start Python itself in ExecStart=, or put exec before it in the wrapper"
-            )
         if self.setting.in_container():
             _mistake(
                 "a container runtime's notify socket forwards READY and WATCHDOG only: no stop is extended by it; raise the runtime's "
                 "own stop timeout (podman --stop-timeout, docker --stop-timeout, terminationGracePeriodSeconds) above the longest drain"
             )
+
+    def _name_unit_mistakes(self) -> None:
+        """What only the unit's files tell: which signals systemd sends to whom, and whom it listens to."""
+        environment = self.setting.environment
+        name = unitfile.own_service() if environment.notify_socket == unitfile.SYSTEM_SOCKET else None
+        unit = unitfile.settings(name) if name else None
+        if not self.setting.is_main() and (unit is None or unit.get("NotifyAccess") != "all"):
+            _mistake(
+                f"process {environment.exec_pid} is the service's main process, this is {os.getpid()}: but under NotifyAccess=all the manager "
+                "drops what it is told from here. Write NotifyAccess=all where a server has worker processes; else start Python itself in "
+                "ExecStart=, or put exec before it in the wrapper"
+            )
+        mode = None if unit is None else unit.get("KillMode") or "control-group"
+        if mode not in (None, "mixed"):
+            _mistake(f"KillMode={mode} in {name}: {_KILLMODES.get(mode or '', 'is not known')}; write KillMode=mixed")
 
     def _missing_ready(self) -> None:
         if self.state is State.STARTING and not self._starting:
@@ -193,11 +211,7 @@ class Engine:
         if not gate.holds(number):
             gate.forward(number)
             return
-        if gate.at_once:
-            gate.forward(number)
-        else:  # whoever owned the wakeup fd hears of a stop when the ledger is empty
-            self.wayout.deferred.append(number)
-        self._signalled = True
+        self.wayout.deferred.append(number)  # whoever owned the wakeup fd hears of a stop when the ledger is empty
         self._signals[name_of(number)](name_of(number))
 
     def begin(self, reason: str) -> None:
@@ -274,6 +288,8 @@ class Engine:
 
     def _tell(self, **assignments: object) -> None:
         """Tell the manager, if need be later: its queue may be full, as when many services start at once, and a start then times out."""
+        if not self.setting.is_main():  # a server's worker: the service neither stops nor reloads with it
+            assignments = {key: value for key, value in assignments.items() if key not in _MAIN_ONLY}
         if not self.notifier.tell(**assignments) and self.notifier and self._tries:
             self._tries -= 1
             self.loop.alarm(self._tell_owed, self.setting.now() + AGAIN)
@@ -322,9 +338,6 @@ class Engine:
     def _run_drain(self) -> None:
         self.loop.cancel(self._missing_ready)
         self._refuse_reloads()
-        gate = self.wayout.gate
-        if gate is not None and gate.at_once and not self._signalled:
-            gate.tell_chained()  # a server that stops by its own handler has not heard of this drain
         self.drain.run(self._reason)
 
     def _release(self) -> None:

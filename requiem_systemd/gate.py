@@ -45,16 +45,11 @@ def _is_foreign(handler: object) -> TypeGuard[_Handler]:
 
 
 class Gate:
-    """Holds the process's stop signals; each becomes its number as one byte on `fd`.
-
-    `at_once`: chained handlers run when the signal comes (an adapter knows that its framework's handler does no harm), else
-    when `call_chained` is told to.
-    """
+    """Holds the process's stop signals; each becomes its number as one byte on `fd`. Chained handlers run when `call_chained` says so."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.armed: bool = False
-        self.at_once = False
         self.exit_status: int | None = None
         self._knocked = False
         self._asking = False
@@ -142,10 +137,12 @@ class Gate:
         self.exit_status = status
         return self._knock()
 
-    def tell_chained(self) -> bool:
-        """Have the main thread call a stop handler of others as if its signal had come; False if there is none."""
-        self._pending = list(self._chained.items())[:1]
-        return bool(self._pending) and self._knock()
+    def pend(self) -> int | None:
+        """Have a stop handler of others wait to be called as if its signal had come; return that signal, None if there is no handler."""
+        for number, handler in self._chained.items():
+            self._pending = [(number, handler)]
+            return number
+        return None
 
     def call_chained(self) -> bool:
         """Have the main thread call the handlers of others that wait."""
@@ -191,9 +188,7 @@ class Gate:
         if owner != self.fd or asking:
             with contextlib.suppress(OSError):  # full: the engine has bytes enough to wake up
                 os.write(self.fd, bytes((number,)))
-        if chained is not None and self.at_once:
-            chained(number, frame)
-        elif chained is not None and (number, chained) not in self._pending:
+        if chained is not None and (number, chained) not in self._pending:
             self._pending.append((number, chained))
 
     def disarm(self) -> None:

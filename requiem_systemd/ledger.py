@@ -32,7 +32,7 @@ BOUNDED: Final = frozenset((REQUEST, CONNECTION, LISTENER))
 class More:
     """What only few trackers have: limits, a status, a heartbeat, a kind, a second entry."""
 
-    __slots__ = ("abandoned", "admitted", "again", "drain_timeout", "heartbeat", "heartbeat_timeout", "kind", "stalled", "status")
+    __slots__ = ("abandoned", "admitted", "again", "drain_timeout", "heartbeat", "heartbeat_timeout", "kind", "let_go", "stalled", "status")
 
     def __init__(self, kind: str = JOB, drain_timeout: float | None = None, heartbeat_timeout: float | None = None) -> None:
         self.kind: str = kind
@@ -43,6 +43,7 @@ class More:
         self.stalled: bool = False
         self.abandoned: bool = False
         self.admitted: bool = False
+        self.let_go: Callable[[], object] = _nothing
         self.again: list[Entry] = []
 
 

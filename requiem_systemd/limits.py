@@ -75,8 +75,11 @@ class Limits:
         info = self.info(entry)
         limit = duration(self._setting.options.request_timeout)
         self._record("let-go", info, "%s let go after %s of draining: %s", info.kind, limit, report.listing([info]))
+        self.owners.add(task_of(entry))  # a thread of it that hangs on does not keep the process either
         self._setting.ledger.give_up(entry)
         self._setting.ledger.leave(entry)
+        if (more := entry.extra()) is not None:
+            more.let_go()
 
     def _stalled(self, entry: Entry) -> None:
         info = self.info(entry)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from requiem_systemd.doors import Doors
 from requiem_systemd.hooks import Hooks
 from requiem_systemd.ledger import Ledger
@@ -31,6 +33,10 @@ class Setting:
     def shown(self, text: str) -> str:
         """Return what may leave the process of a label or a status (`redact=`)."""
         return redacted(self.options.redact, text)
+
+    def is_main(self) -> bool:
+        """Say whether this is the service's main process, as far as the manager tells; else it is a server's worker, or behind a wrapper."""
+        return self.environment.exec_pid in (None, os.getpid())
 
     def in_container(self) -> bool:
         """Say whether a container runtime stands between us and a manager: it forwards READY and WATCHDOG only."""

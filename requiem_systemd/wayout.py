@@ -86,7 +86,7 @@ class WayOut:
             self._setting.loop.alarm(self._insist, self._setting.now() + self._heard_within)
 
     def _let_out(self) -> None:
-        self.others = self._tell_others()
+        self.tell_others()
         self.stopped.set()
         grace = CHAINED_GRACE if self.others else 0.0
         if self.main_heeds() and not self.forced:
@@ -96,12 +96,16 @@ class WayOut:
         else:
             self.expel()
 
-    def _tell_others(self) -> bool:
-        """Pass the stop on to whoever had its signals before us, or took them since; say whether there is anybody."""
+    def tell_others(self, *, unasked: bool = False) -> None:
+        """Pass the stop on to whoever had its signals before us, or took them since; `unasked`: also one that no signal began."""
         if self.gate is None:
-            return False
-        told = [self.gate.forward(number) and self.gate.is_chained(number) for number in self.deferred]
-        return (self.gate.has_chained() and self.gate.call_chained()) or any(told)
+            return
+        if unasked and not self.deferred and (number := self.gate.pend()) is not None:
+            self.deferred.append(number)
+        numbers, self.deferred = self.deferred, []
+        told = [self.gate.forward(number) and self.gate.is_chained(number) for number in numbers]
+        if (self.gate.has_chained() and self.gate.call_chained()) or any(told):
+            self.others = True
 
     def _tick(self) -> None:
         elapsed = self._setting.now() - self._since

@@ -42,17 +42,18 @@ FOLDERS: Final = {
     "unit": ("tests/unit",),
     "property": ("tests/property",),
     "process": ("tests/process", "tests/fault"),
+    "conformance": ("tests/conformance",),
     "systemd": ("tests/systemd",),
     "bench": ("tests/bench",),
     "slow": ("tests",),
 }
 #: Parts that are run on every Python.
 PORTABLE: Final = ("unit", "property", "process")
-EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "systemd", "roots", "slow")
+EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "conformance", "systemd", "roots", "slow")
 # What newer versions of systemd do otherwise than 252; CI, which has 20 minutes, runs only this on them. `tests/run roots`: all.
 DIFFERS: Final = "(reload or reexec or units or journal or unhealthy) and not example"
 PARTS: Final = (*EVERYTHING, "bench")
-GROUPS: Final = ("tests", "lint", "types")
+GROUPS: Final = ("tests", "frameworks", "lint", "types")
 NEEDS_ROOT: Final = ("systemd", "roots")
 
 #: Debian packages: what the virtual environment needs to be made, and what parts need beside it.
@@ -63,6 +64,7 @@ PACKAGING: Final = (
     *("python3-hatchling", "python3-pytest", "python3-pytest-timeout", "python3-sdnotify", "python3-systemd"),
 )
 PACKAGES: Final = {
+    "conformance": ("redis-server",),
     "unit": ("redis-server",),
     "process": ("redis-server",),
     "systemd": ("redis-server", "systemd-container"),
@@ -359,7 +361,8 @@ def run_pytest(part: str, venv: Path, arguments: Sequence[str], *, name: str = "
         if not os.access(CHECKOUT, os.W_OK):  # another user's: pytest and hypothesis warn that they cannot write
             cacheless = ("-p", "no:cacheprovider")
             os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(cache() / "hypothesis")
-        command = (str(venv / "bin" / "python"), "-m", "pytest", *cacheless, "-m", marks, *folders, *arguments)
+        parallel = ("-n", "6") if part == "conformance" else ()  # they wait, most of the time
+        command = (str(venv / "bin" / "python"), "-m", "pytest", *cacheless, "-m", marks, *parallel, *folders, *arguments)
         say(f"{row.part}: {shlex.join(command[1:])}")
         status = subprocess.run((*command, f"--junit-xml={report}"), check=False, cwd=CHECKOUT).returncode
         if report.exists():

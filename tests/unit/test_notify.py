@@ -280,3 +280,16 @@ def test_what_is_owed_arrives_in_order(tmp_path: Path) -> None:
             manager.settimeout(10)
             assert [manager.recv(4096).partition(b"=")[0] for _ in range(2)] == [b"READY", b"STOPPING"]
             job.done()
+
+
+def test_a_worker_does_not_stop_the_service(receiver: socket.socket) -> None:
+    """A process that is not the main one extends, but says neither STOPPING=1 nor RELOADING=1: it may be one of many."""
+    environ = {"NOTIFY_SOCKET": receiver.getsockname(), "SYSTEMD_EXEC_PID": str(os.getppid())}
+    with Service(signals=False, exit=False, environ=environ) as service:
+        service.ready()
+        assert b"READY=1" in receiver.recv(4096)
+        with service.track("job"):
+            service.begin()
+            told = receiver.recv(4096)
+            assert b"EXTEND_TIMEOUT_USEC=" in told
+            assert b"STOPPING" not in told

@@ -1,0 +1,52 @@
+"""What is tested: servers as their users start them, each with the one line that is ours."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Subject:
+    """One server, started in one way.
+
+    `command`: as it is typed; `{bin}` is the folder of the environment's commands, `{python}` the interpreter, `{port}` where it
+    shall listen. `activated`: the same with a listener named "http" passed as descriptor 3; None: it cannot take one.
+    `lacks`: tests (without `test_`) that say nothing about it, and why: the table shows a dash. `limits`: tests of what it makes
+    impossible, and a part of the line by which it says so at its start: the table says no, and the test looks for that line.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    activated: tuple[str, ...] | None = None
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notify_access: str = "main"
+    lacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+NO_WEBSOCKETS: Final = {"websocket": "WSGI has none", "events": "WSGI has no loop to hold them in"}
+NO_HOOKS: Final = {"framework_hooks": "it has no shutdown hooks"}
+
+#: Servers that speak HTTP.
+HTTP: Final = (
+    Subject(
+        "uvicorn",
+        ("{bin}/uvicorn", "asgi_app:app", "--port", "{port}"),
+        ("{bin}/uvicorn", "asgi_app:app", "--fd", "3"),
+    ),
+    Subject(
+        "wsgiref",
+        ("{python}", "wsgiref_server.py", "{port}"),
+        ("{python}", "wsgiref_server.py"),
+        lacks={**NO_WEBSOCKETS, **NO_HOOKS, "keepalive": "it speaks HTTP/1.0", "announces_close": "it speaks HTTP/1.0"},
+    ),
+)

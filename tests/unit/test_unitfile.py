@@ -1,0 +1,78 @@
+"""What a unit's files say, read from inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from requiem_systemd import unitfile
+
+UNIT = "[Unit]\nKillMode=none\n[Service]\n# KillMode=process\nKillMode=mixed\nExecStart=/bin/true \\\n  KillMode=x\n"
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    """Write one file of a load path."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def settings(name: str, *folders: Path) -> object:
+    """Read, as if these were the load path."""
+    return unitfile.settings(name, [str(folder) for folder in folders])
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("0::/system.slice/app.service\n", "app.service"),
+        ("1:name=systemd:/system.slice/app@3.service\n0::/\n", "app@3.service"),
+        ("0::/user.slice/user@1000.service/app.slice/app.service/sub\n", "app.service"),
+        ("0::/user.slice/session-3.scope\n", None),
+        ("", None),
+    ],
+)
+def test_own_service(text: str, name: str | None) -> None:
+    """The innermost service of the process's control groups, of either hierarchy."""
+    assert unitfile.service_of(text) == name
+
+
+def test_only_service_section(tmp_path: Path) -> None:
+    """Other sections, comments and continued lines are not taken for settings."""
+    write(tmp_path, "app.service", UNIT)
+    assert settings("app.service", tmp_path) == {"KillMode": "mixed", "ExecStart": "/bin/true    KillMode=x"}
+
+
+def test_first_folder_wins(tmp_path: Path) -> None:
+    """A unit in /etc replaces that of the package."""
+    write(tmp_path, "lib/app.service", UNIT)
+    write(tmp_path, "etc/app.service", "[Service]\nKillMode=process\n")
+    assert settings("app.service", tmp_path / "etc", tmp_path / "lib") == {"KillMode": "process"}
+
+
+def test_drop_ins_by_name(tmp_path: Path) -> None:
+    """Drop-ins are applied in the order of their names, whichever folder they are in; of the same name the first counts."""
+    write(tmp_path, "lib/app.service", UNIT)
+    write(tmp_path, "etc/app.service.d/10.conf", "[Service]\nNotifyAccess=exec\n")
+    write(tmp_path, "lib/app.service.d/20.conf", "[Service]\nNotifyAccess=all\n")
+    write(tmp_path, "lib/app.service.d/10.conf", "[Service]\nNotifyAccess=none\nKillMode=none\n")
+    found = settings("app.service", tmp_path / "etc", tmp_path / "lib")
+    assert isinstance(found, dict)
+    assert (found["NotifyAccess"], found["KillMode"]) == ("all", "mixed")
+
+
+def test_template_prefix_and_type(tmp_path: Path) -> None:
+    """An instance is read from its template, with the drop-ins of the template, of each prefix, and of all services."""
+    write(tmp_path, "a-b@.service", UNIT)
+    write(tmp_path, "a-b@.service.d/1.conf", "[Service]\nA=1\n")
+    write(tmp_path, "a-.service.d/2.conf", "[Service]\nB=2\n")
+    write(tmp_path, "service.d/3.conf", "[Service]\nC=3\n")
+    found = settings("a-b@x.service", tmp_path)
+    assert isinstance(found, dict)
+    assert [found[key] for key in ("KillMode", "A", "B", "C")] == ["mixed", "1", "2", "3"]
+
+
+def test_unknown(tmp_path: Path) -> None:
+    """A unit whose file is not there, or cannot be read, is unknown: None."""
+    assert settings("app.service", tmp_path) is None
