@@ -645,7 +645,8 @@ def test_asyncio_runs_own_interrupt_handler_is_not_a_frameworks(program: Program
         import asyncio, os, signal
         async def main():
             requiem.initialize()
-            requiem.initialize().hooks.on('begin', lambda: requiem.process.engine.loop.call(lambda: requiem.process.engine.wayout.tell_others(unasked=True)))
+            engine = requiem.process.engine
+            requiem.on('begin', lambda: engine.loop.call(lambda: engine.wayout.tell_others(unasked=True)))
             requiem.ready()
             job = requiem.create_tracker("job")
             asyncio.get_running_loop().call_later(0.3, lambda: (print("done"), job.done()))
