@@ -34,7 +34,7 @@ with requiem.track("job"):
 '''])
 signal.signal(signal.SIGTERM, lambda *_: child.terminate())
 child.wait()
-"""""
+"""
 
 
 @pytest.mark.parametrize(
