@@ -29,16 +29,64 @@ _KINDS: Final = {"http": REQUEST, "websocket": CONNECTION}
 _in_request: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar("requiem_in_request", default=False)
 
 
-class RequestName:
-    """A request's label: method and route template, else method and first path segment; never its arguments."""
+class Exchange(More):
+    """One request or WebSocket: what the ledger shows of it, and what it sends.
 
-    def __init__(self, scope: Scope) -> None:
+    Its label is method and route template, else method and first path segment; never its arguments. One object for all of this:
+    each that is made a request costs a percent of what a server can do.
+    """
+
+    started: bool = False
+    _last: Awaitable[None] | None = None
+    cut: Any = None
+
+    def __init__(self, kind: str, scope: Scope, send: Send, service: Service, label: Callable[[Scope], str] | None) -> None:
+        self._kind = kind
         self._scope = scope
+        self._pass_on = send
+        self._service = service
+        self._label = label
 
     def __str__(self) -> str:
-        method = self._scope.get("method", "WEBSOCKET")
-        route = getattr(self._scope.get("route"), "path", None)  # Starlette and FastAPI fill it in when they have matched
-        return f"{method} {route or first_segment(self._scope.get('path', ''))}"
+        scope = self._scope
+        if self._label is not None:
+            return self._label(scope)
+        route = getattr(scope.get("route"), "path", None)  # Starlette and FastAPI fill it in when they have matched
+        return f"{scope.get('method', 'WEBSOCKET')} {route or first_segment(scope.get('path', ''))}"
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Send what the application sends; from the begin of the drain HTTP/1 answers announce the connection's end."""
+        if message["type"] == "http.response.body":
+            sending = self._pass_on(message)
+            if "more_body" not in message or not message["more_body"]:
+                self._last = sending
+            return sending
+        if self._service.draining() and message["type"] == "http.response.start" and self._scope.get("http_version", "1.1") < "2":
+            message["headers"] = _closing(message.get("headers", ()))
+        self.started = True
+        return self._pass_on(message)
+
+    @property
+    def kind(self) -> str:  # type: ignore[override] # written by nobody else
+        """What it counts as: when the answer is out, what the application still does is a job.
+
+        Seen when somebody asks: a coroutine that is over has no frame; one of our own around it would cost every request.
+        """
+        last = self._last
+        return self._kind if last is None or getattr(last, "cr_frame", None) is not None else JOB
+
+    def let_go(self, owner: object) -> None:
+        """Cancel it: the server would wait for it for ever."""
+        if isinstance(owner, asyncio.Task):
+            self.cut = owner
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                owner.get_loop().call_soon_threadsafe(owner.cancel)
+
+    async def uncancel(self) -> None:
+        """Go on after our own cancellation: answer, if nothing was answered."""
+        self.cut.uncancel()
+        if not self.started and self._scope["type"] == "http":
+            await _answer(self._pass_on, 503, b"stopped\n")
 
 
 class TrackRequests:
@@ -81,50 +129,35 @@ class TrackRequests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
         kind = _KINDS.get(scope["type"])
-        if scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
-        elif kind is None:
-            await self.app(scope, receive, send)
-        elif scope.get("path") == self._health and kind == REQUEST:
+        if kind is None:
+            await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
+            return
+        if scope["path"] == self._health and kind == REQUEST:
             await self._answer_health(send)
-        else:
-            await self._request(kind, scope, receive, send)
-
-    # -- requests ------------------------------------------------------------------------------------------------------
-
-    async def _request(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
-        self._arm()
-        more = More(kind)
-        hold = self._service.open(self._label(scope) if self._label else RequestName(scope), more)
-        cut = more.let_go = Cut()
-        close = kind == REQUEST and str(scope.get("http_version", "1.1")).startswith("1")
-
-        started = False
-
-        async def sending(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start" and close and self._service.draining():
-                message["headers"] = _closing(message.get("headers", ()))
-            started = True
-            await send(message)
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                more.kind = JOB  # the answer is out: what the application does now, it does as a job
-
-        token = _in_request.set(True)
+            return
+        if asyncio.get_running_loop() is not self._loop:
+            self._arm()
+        exchange = Exchange(kind, scope, send, self._service, self._label)
+        hold = self._service.open(exchange, exchange)
         try:
-            async with hold:
-                await self.app(scope, receive, sending)
-        except asyncio.CancelledError:
-            if not cut.uncancel():
-                raise
-            if kind == REQUEST and not started:
-                await _answer(send, 503, b"stopped\n")
+            hold.__enter__()
         except DrainingError:
-            if hold in self._service.ledger.live or scope["type"] != "http":
+            if kind != REQUEST:
                 raise
             await _answer(send, 503, b"stopped\n")
+            return
+        token = _in_request.set(True)
+        try:
+            await self.app(scope, receive, exchange.send)
+        except asyncio.CancelledError:
+            if not exchange.cut:
+                raise
+            await exchange.uncancel()
         finally:
             _in_request.reset(token)
+            hold.__exit__(None, None, None)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
 
     async def _answer_health(self, send: Send) -> None:
         draining = self._service.draining()
@@ -174,31 +207,6 @@ class TrackRequests:
         asgiservers.attach(self._service, loop, self._grace)
         if self._tasks:
             _track_tasks(loop, self._service)
-
-
-class Cut:
-    """Cancels the task that made it, when called from any thread; knows whether it has."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._done = False
-
-    def __call__(self) -> None:
-        """Cancel it."""
-        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-            self._loop.call_soon_threadsafe(self._cancel)
-
-    def _cancel(self) -> None:
-        if self._task is not None and not self._task.done():
-            self._done = True
-            self._task.cancel()
-
-    def uncancel(self) -> bool:
-        """Take the cancellation back; False: it was not ours."""
-        if self._done and self._task is not None:
-            self._task.uncancel()
-        return self._done
 
 
 def _track_tasks(loop: asyncio.AbstractEventLoop, service: Service) -> None:

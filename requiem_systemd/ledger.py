@@ -30,21 +30,29 @@ BOUNDED: Final = frozenset((REQUEST, CONNECTION, LISTENER))
 
 
 class More:
-    """What only few trackers have: limits, a status, a heartbeat, a kind, a second entry."""
+    """What only few trackers have: limits, a status, a heartbeat, a kind, a second entry.
 
-    __slots__ = ("abandoned", "admitted", "again", "drain_timeout", "heartbeat", "heartbeat_timeout", "kind", "let_go", "stalled", "status")
+    Without slots: what stands at the class costs nothing in the many that are made and never looked at (one a request).
+    """
+
+    drain_timeout: float | None = None
+    heartbeat_timeout: float | None = None
+    status: str = ""
+    heartbeat: float | None = None
+    stalled: bool = False
+    abandoned: bool = False
+    admitted: bool = False
+    again: tuple[Entry, ...] = ()
 
     def __init__(self, kind: str = JOB, drain_timeout: float | None = None, heartbeat_timeout: float | None = None) -> None:
         self.kind: str = kind
-        self.drain_timeout: float | None = drain_timeout
-        self.heartbeat_timeout: float | None = heartbeat_timeout
-        self.status: str = ""
-        self.heartbeat: float | None = None
-        self.stalled: bool = False
-        self.abandoned: bool = False
-        self.admitted: bool = False
-        self.let_go: Callable[[], object] = _nothing
-        self.again: list[Entry] = []
+        if drain_timeout is not None:
+            self.drain_timeout = drain_timeout
+        if heartbeat_timeout is not None:
+            self.heartbeat_timeout = heartbeat_timeout
+
+    def let_go(self, owner: object) -> None:
+        """Hear, in the engine's thread, that `request_timeout` has passed; `owner` is the thread's ident or the task inside."""
 
 
 class Entry:
@@ -176,7 +184,7 @@ class Ledger:
         self._set_alert(alert=True)
         self.enter(twin)
         with self._lock:
-            more.again.append(twin)
+            more.again = (*more.again, twin)
         return twin
 
     def left(self, entry: Entry, *, was_in: bool) -> None:
@@ -185,9 +193,12 @@ class Ledger:
         if more is not None and more.again:
             with self._lock:
                 if not was_in and self.live.pop(entry, None) is None and more.again:
-                    self.live.pop(more.again.pop(), None)
+                    *rest, twin = more.again
+                    more.again = tuple(rest)
+                    self.live.pop(twin, None)
                 elif was_in and more.again:
-                    twin = more.again.pop()  # still registered: the ledger is never empty in between
+                    *rest, twin = more.again  # still registered: the ledger is never empty in between
+                    more.again = tuple(rest)
                     self.live[entry] = self.live.get(twin, self.clock())
                     self.live.pop(twin, None)
         if self.began is not None:

@@ -75,11 +75,12 @@ class Limits:
         info = self.info(entry)
         limit = duration(self._setting.options.request_timeout)
         self._record("let-go", info, "%s let go after %s of draining: %s", info.kind, limit, report.listing([info]))
-        self.owners.add(task_of(entry))  # a thread of it that hangs on does not keep the process either
+        owner = task_of(entry)
+        self.owners.add(owner)  # a thread of it that hangs on does not keep the process either
         self._setting.ledger.give_up(entry)
         self._setting.ledger.leave(entry)
         if (more := entry.extra()) is not None:
-            more.let_go()
+            more.let_go(owner)
 
     def _stalled(self, entry: Entry) -> None:
         info = self.info(entry)
