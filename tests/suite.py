@@ -68,7 +68,7 @@ PACKAGES: Final = {
     "unit": ("redis-server",),
     "process": ("redis-server",),
     "systemd": ("redis-server", "systemd-container"),
-    "bench": ("redis-server",),
+    "bench": ("redis-server", "wrk"),
     "slow": ("redis-server", "systemd-container", *PACKAGING),
     "roots": ("mmdebstrap", "systemd-container"),
 }
