@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from requiem_systemd.adapters.tasks import latched
 from requiem_systemd.arming import in_main_thread
 from requiem_systemd.errors import AbandonedError, DrainingError
-from requiem_systemd.latch import Latch
 from requiem_systemd.service import Service, process
 from requiem_systemd.wayout import CHAINED_GRACE
 
@@ -94,23 +94,6 @@ async def _hold(main: Coroutine[Any, Any, T], service: Service) -> T:
     if abandoned:
         raise AbandonedError(abandoned)
     return result
-
-
-async def latched(latch: Latch) -> None:
-    """Wait for a latch without a thread."""
-    loop = asyncio.get_running_loop()
-    happened = loop.create_future()
-
-    def wake() -> None:
-        if not happened.done():
-            happened.set_result(None)
-
-    def call() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-            loop.call_soon_threadsafe(wake)
-
-    latch.then(call)
-    await happened
 
 
 async def wait(*, service: Service = process) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from requiem_systemd.adapters import asgiservers
-from requiem_systemd.aio import latched
+from requiem_systemd.adapters.tasks import INSIDE, in_request, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.ledger import CONNECTION, JOB, REQUEST, More
 from requiem_systemd.protocol import length
@@ -26,7 +25,6 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _KINDS: Final = {"http": REQUEST, "websocket": CONNECTION}
-_in_request: Final[contextvars.ContextVar[bool]] = contextvars.ContextVar("requiem_in_request", default=False)
 
 
 class Exchange(More):
@@ -146,7 +144,7 @@ class TrackRequests:
                 raise
             await _answer(send, 503, b"stopped\n")
             return
-        token = _in_request.set(True)
+        token = in_request.set(INSIDE)
         try:
             await self.app(scope, receive, exchange.send)
         except asyncio.CancelledError:
@@ -154,7 +152,7 @@ class TrackRequests:
                 raise
             await exchange.uncancel()
         finally:
-            _in_request.reset(token)
+            in_request.reset(token)
             hold.__exit__(None, None, None)
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -206,27 +204,7 @@ class TrackRequests:
         self._service.hooks.loop = loop
         asgiservers.attach(self._service, loop, self._grace)
         if self._tasks:
-            _track_tasks(loop, self._service)
-
-
-def _track_tasks(loop: asyncio.AbstractEventLoop, service: Service) -> None:
-    """Have every task that is created inside a request hold the stop."""
-    factory = loop.get_task_factory()
-
-    def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
-        task: Any = factory(loop, coro, **kwargs) if factory is not None else asyncio.Task(coro, loop=loop, **kwargs)
-        if _in_request.get() and isinstance(task, asyncio.Future):
-            with contextlib.suppress(DrainingError):  # the loop is on its way out already
-                service.track(task, label=_task_label(task))
-        return task
-
-    loop.set_task_factory(create)  # type: ignore[arg-type] # whatever keywords this Python's loop gives are passed on
-
-
-def _task_label(task: Any) -> str:
-    """Name a task that nobody named by what it runs."""
-    coroutine = task.get_coro()
-    return str(getattr(coroutine, "__qualname__", None) or task.get_name())
+            track_tasks(loop, self._service)
 
 
 def _closing(headers: Any) -> list[tuple[bytes, bytes]]:

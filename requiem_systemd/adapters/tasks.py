@@ -1,0 +1,98 @@
+"""asyncio tasks that requests start: each holds the stop as a job, without a word in the application.
+
+What is under way is a context variable: asyncio copies the context into every task and callback, so a task that is created in a
+request, however deep, is known as such.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from typing import TYPE_CHECKING, Any, Final
+
+from requiem_systemd.errors import DrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from requiem_systemd.latch import Latch
+
+
+class Inside:
+    """Stands in the context for a request that is under way."""
+
+    def takes(self, task: Any) -> bool:
+        """Say whether a new task is the request itself, which holds the stop by other means."""
+        del task
+        return False
+
+
+INSIDE: Final = Inside()
+in_request: Final[contextvars.ContextVar[Inside | None]] = contextvars.ContextVar("requiem_in_request", default=None)
+
+
+class Cut:
+    """Cancels the task that made it, when called from any thread; knows whether it has."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._done = False
+
+    def __call__(self) -> None:
+        """Cancel it."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._done = True
+            self._task.cancel()
+
+    def uncancel(self) -> bool:
+        """Take the cancellation back; False: it was not ours."""
+        if self._done and self._task is not None:
+            self._task.uncancel()
+        return self._done
+
+
+def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
+    """Have every task that is created inside a request hold the stop; again for the same loop: nothing."""
+    factory: Any = loop.get_task_factory()
+    if getattr(factory, "tracks_for", None) is service:
+        return
+
+    def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
+        task: Any = factory(loop, coro, **kwargs) if factory is not None else asyncio.Task(coro, loop=loop, **kwargs)
+        inside = in_request.get()
+        if inside is not None and isinstance(task, asyncio.Future) and not inside.takes(task):
+            with contextlib.suppress(DrainingError):  # the loop is on its way out already
+                service.track(task, label=_label(task))
+        return task
+
+    create.tracks_for = service  # type: ignore[attr-defined] # a function has attributes
+    loop.set_task_factory(create)  # type: ignore[arg-type] # whatever keywords this Python's loop gives are passed on
+
+
+def _label(task: Any) -> str:
+    """Name a task that nobody named by what it runs."""
+    coroutine = task.get_coro()
+    return str(getattr(coroutine, "__qualname__", None) or task.get_name())
+
+
+async def latched(latch: Latch) -> None:
+    """Wait for a latch without a thread."""
+    loop = asyncio.get_running_loop()
+    happened = loop.create_future()
+
+    def wake() -> None:
+        if not happened.done():
+            happened.set_result(None)
+
+    def call() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(wake)
+
+    latch.then(call)
+    await happened
