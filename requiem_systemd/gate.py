@@ -120,6 +120,10 @@ class Gate:
             os.write(fd, bytes((number,)))
         return True
 
+    def dismiss(self, told: Callable[[_Handler], bool]) -> None:
+        """Forget those handlers of others that are told of the stop by other means: an adapter knows better."""
+        self._chained = {number: handler for number, handler in self._chained.items() if not told(handler)}
+
     def chained(self) -> list[_Handler]:
         """Return the handlers of others."""
         return list(self._chained.values())
