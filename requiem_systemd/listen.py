@@ -168,6 +168,12 @@ class Listeners:
                     os.unlink(each.path)
             each.path = None
 
+    def close_original(self, sock: Any) -> None:
+        """Close what was handed out here of a listener that a server has a copy of (Twisted): the port would stay open."""
+        known = self._find_known(sock)
+        if known is not None and known.sock is not sock:
+            known.sock.close()
+
     def inherit(self, parents: Listeners) -> None:
         """In a fork's child: know what the parent knew. Nothing is this process's to unlink."""
         self._passed, self._named, self._known = parents._passed, parents._named, parents._known

@@ -352,3 +352,16 @@ def received(manager: socket.socket) -> tuple[str, list[int]]:
     for _, _, body in ancillary:
         fds.frombytes(body)
     return data.decode(), list(fds)
+
+
+def test_original_is_closed_where_a_server_has_a_copy(nothing: Listeners) -> None:
+    """Twisted works on a copy of the descriptor: when it closes that, the port must not stay open here."""
+    original = nothing.listener("http", fallback=ANYWHERE)
+    other = nothing.listener("other", fallback=ANYWHERE)
+    copy = original.dup()
+    nothing.close_original(copy)
+    assert original.fileno() == -1
+    assert other.fileno() >= 0
+    nothing.close_original(other)
+    assert other.fileno() >= 0
+    copy.close()
