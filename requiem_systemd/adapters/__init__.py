@@ -23,6 +23,9 @@ _KINDS: Final[dict[str, Factory | str]] = {
     "http.server.HTTPServer": "requiem_systemd.adapters.httpservers:door",
     "asyncio.base_events.Server": "requiem_systemd.adapters.aservers:door",
     "uvloop.loop.Server": "requiem_systemd.adapters.aservers:door",
+    "aiohttp.web_app.Application": "requiem_systemd.adapters.aiohttpapps:application",
+    "aiohttp.web_runner.AppRunner": "requiem_systemd.adapters.aiohttpapps:app_runner",
+    "aiohttp.web_runner.ServerRunner": "requiem_systemd.adapters.aiohttpapps:server_runner",
 }
 
 

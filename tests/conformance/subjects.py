@@ -44,6 +44,16 @@ HTTP: Final = (
         ("{bin}/uvicorn", "asgi_app:app", "--fd", "3"),
     ),
     Subject(
+        "aiohttp run_app",
+        ("{python}", "aiohttp_run_app.py", "{port}"),
+        ("{python}", "aiohttp_run_app.py"),
+    ),
+    Subject(
+        "aiohttp AppRunner",
+        ("{python}", "aiohttp_runner.py", "{port}"),
+        ("{python}", "aiohttp_runner.py"),
+    ),
+    Subject(
         "wsgiref",
         ("{python}", "wsgiref_server.py", "{port}"),
         ("{python}", "wsgiref_server.py"),

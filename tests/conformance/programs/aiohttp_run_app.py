@@ -1,0 +1,15 @@
+"""aiohttp's own way to run an application."""
+
+import sys
+
+from aiohttp import web
+
+import requiem_systemd as requiem
+from aiohttp_app import make
+
+app = make()
+requiem.track_socket(app)
+if sys.argv[1:]:
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), shutdown_timeout=0.5, print=None)
+else:
+    web.run_app(app, sock=requiem.listener("http"), shutdown_timeout=0.5, print=None)
