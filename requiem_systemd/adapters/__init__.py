@@ -26,6 +26,8 @@ _KINDS: Final[dict[str, Factory | str]] = {
     "aiohttp.web_app.Application": "requiem_systemd.adapters.aiohttpapps:application",
     "aiohttp.web_runner.AppRunner": "requiem_systemd.adapters.aiohttpapps:app_runner",
     "aiohttp.web_runner.ServerRunner": "requiem_systemd.adapters.aiohttpapps:server_runner",
+    "tornado.httpserver.HTTPServer": "requiem_systemd.adapters.tornadoservers:http",
+    "tornado.tcpserver.TCPServer": "requiem_systemd.adapters.tornadoservers:tcp",
 }
 
 

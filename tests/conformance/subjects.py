@@ -54,6 +54,11 @@ HTTP: Final = (
         ("{python}", "aiohttp_runner.py"),
     ),
     Subject(
+        "Tornado",
+        ("{python}", "tornado_app.py", "{port}"),
+        ("{python}", "tornado_app.py"),
+    ),
+    Subject(
         "wsgiref",
         ("{python}", "wsgiref_server.py", "{port}"),
         ("{python}", "wsgiref_server.py"),

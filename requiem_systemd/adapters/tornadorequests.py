@@ -1,0 +1,168 @@
+"""Tornado: the requests of an HTTPServer, and its connections; see `tornadoservers`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from requiem_systemd.adapters.connections import Connections, Request, RequestName
+from requiem_systemd.adapters.tasks import Inside, in_request, track_tasks
+from requiem_systemd.errors import DrainingError
+from requiem_systemd.ledger import CONNECTION, JOB, REQUEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def health() -> type:
+    """Make a handler for the health path; it holds nothing."""
+    from tornado import web  # noqa: PLC0415 - the framework is loaded by its user
+
+    class Health(web.RequestHandler):  # type: ignore[misc] # where Tornado is not installed it is of no type
+        def get(self) -> None:
+            exchange = in_request.get()
+            draining = isinstance(exchange, Exchange) and exchange.untrack()
+            self.set_status(503 if draining else 200)
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
+            self.set_header("Cache-Control", "no-store")
+            self.finish("draining\n" if draining else "ok\n")
+
+    return Health
+
+
+class HttpServer:
+    """One HTTPServer: its connections, and what is under way on each."""
+
+    def __init__(self, service: Any, server: Any, loop: Any, grace: float) -> None:
+        """Hear of them by the two methods that its connections call."""
+        self.service = service
+        self.loop = loop
+        self.connections: Connections = Connections(service, "tornado", grace, loop.call_soon_threadsafe, loop.call_later)
+        self._exchanges: dict[object, Exchange] = {}
+        self._theirs = server.start_request, server.on_close
+        server.start_request, server.on_close = self._start_request, self._on_close
+        track_tasks(loop, service)
+
+    def _start_request(self, line: Any, message: Any) -> Any:
+        """A connection waits for its first or next request."""
+        before = self._exchanges.pop(line, None)
+        if before is not None:
+            before.answered()
+        if line not in self.connections:
+            self.connections.opened(line, line.stream.socket, line.stream.close)
+        exchange = self._exchanges[line] = Exchange(self, line, message, self._theirs[0](line, message))
+        return exchange
+
+    def _on_close(self, line: Any) -> None:
+        """A connection has ended, or was taken over (WebSocket)."""
+        self._theirs[1](line)
+        exchange = self._exchanges.pop(line, None)
+        if exchange is not None and exchange.task is not None and exchange.message.stream is None:
+            exchange.task.add_done_callback(lambda _: self.connections.closed(line))
+        else:
+            self.connections.closed(line)
+        if exchange is not None:
+            exchange.answered()
+
+
+class Exchange(Inside):
+    """One request, in place of the delegate that its connection tells of it; `task` is the one that runs its handler."""
+
+    def __init__(self, server: HttpServer, line: Any, message: Any, delegate: Any) -> None:
+        """Store."""
+        self.task: Any = None
+        self.message = message
+        self._server = server
+        self._line = line
+        self._stream = line.stream
+        self._delegate = delegate
+        self._request: Request | None = None
+        self._entering = False
+        self._answered = False
+
+    # -- what the connection tells -------------------------------------------------------------------------------------
+
+    def headers_received(self, start_line: Any, headers: Any) -> Any:
+        """It begins."""
+        upgrade = headers.get("Upgrade", "").lower() == "websocket"
+        name = RequestName(start_line.method, start_line.path.partition("?")[0])
+        try:
+            self._request = self._server.connections.request(
+                self._line, name, CONNECTION if upgrade else REQUEST, cut=self._let_go
+            )
+        except DrainingError:  # stopped: the exit would cut the answer off
+            self._stream.close()
+            return None
+        self._announce()
+        with self._inside():
+            return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Any:
+        """A part of its body."""
+        with self._inside():
+            return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        """It is here as a whole."""
+        with self._inside():
+            self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        """Its connection was closed before that."""
+        self._delegate.on_connection_close()
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        token, self._entering = in_request.set(self), True
+        try:
+            yield
+        finally:
+            self._entering = False
+            in_request.reset(token)
+
+    def takes(self, task: Any) -> bool:
+        """Take the task that its handler runs in: the first that is made while the connection tells of it."""
+        if not self._entering or self.task is not None:
+            return False
+        self.task = task
+        task.add_done_callback(lambda _: self._settle())
+        return True
+
+    # -- its end -------------------------------------------------------------------------------------------------------
+
+    def answered(self) -> None:
+        """The connection is ready for the next one, or closed."""
+        self._answered = True
+        if self._request is not None and self.message.stream is not None and self.message._write_finished:  # noqa: SLF001 - nothing else tells
+            self._request.kind = JOB
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._request is not None and self._answered and (self.task is None or self.task.done()):
+            self._request.done()
+
+    def untrack(self) -> bool:
+        """Hold nothing from now on; say whether the drain has begun."""
+        if self._request is not None:
+            self._request.done()
+        return bool(self._server.service.draining())
+
+    def _let_go(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._server.loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        self._stream.close()
+
+    def _announce(self) -> None:
+        """Have its answer say that the connection ends, if it is given in the drain (RFC 9112, 9.6)."""
+        theirs = self.message.write_headers
+
+        def write_headers(start_line: Any, headers: Any, chunk: bytes | None = None) -> Any:
+            if self._server.service.draining() and start_line.code != 101:
+                self.message._disconnect_on_finish = True  # noqa: SLF001 - nothing else ends it after this answer
+            return theirs(start_line, headers, chunk)
+
+        self.message.write_headers = write_headers
