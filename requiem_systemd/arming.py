@@ -114,7 +114,7 @@ class Arming(Tracking):
             self.use_clock(self._clock.now)
 
     def _take(self, engine: Engine, options: Options, gate: Gate) -> None:
-        self.environment = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
+        self.environment = self._read()
         if options.take_environment:
             self.listening.seal()
             self._taken = take(self._environ)
@@ -186,8 +186,16 @@ class Arming(Tracking):
         if self._armed is not None or self.environment != Environment():
             return self.environment
         if self._peeked is None:
-            self._peeked = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
+            self._peeked = self._read()
         return self._peeked
+
+    def _read(self) -> Environment:
+        environment = read(self._environ, os.getpid(), _own_pidfdid(self._environ))
+        if self._environ is os.environ and not environment.listeners and "twisted.internet.endpoints" in sys.modules:
+            from requiem_systemd.adapters import twistedports  # noqa: PLC0415 - where Twisted is loaded
+
+            environment = environment._replace(listeners=twistedports.passed())
+        return environment
 
     def _send(self, assignments: Mapping[str, object], fds: Sequence[int]) -> bool:
         """Tell the manager, also before the service is armed."""

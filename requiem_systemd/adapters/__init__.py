@@ -28,6 +28,7 @@ _KINDS: Final[dict[str, Factory | str]] = {
     "aiohttp.web_runner.ServerRunner": "requiem_systemd.adapters.aiohttpapps:server_runner",
     "tornado.httpserver.HTTPServer": "requiem_systemd.adapters.tornadoservers:http",
     "tornado.tcpserver.TCPServer": "requiem_systemd.adapters.tornadoservers:tcp",
+    "twisted.internet.tcp.Port": "requiem_systemd.adapters.twistedports:door",
 }
 
 

@@ -59,6 +59,11 @@ HTTP: Final = (
         ("{python}", "tornado_app.py"),
     ),
     Subject(
+        "Twisted",
+        ("{python}", "twisted_site.py", "{port}"),
+        ("{python}", "twisted_site.py"),
+    ),
+    Subject(
         "wsgiref",
         ("{python}", "wsgiref_server.py", "{port}"),
         ("{python}", "wsgiref_server.py"),

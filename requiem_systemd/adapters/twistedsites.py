@@ -1,0 +1,146 @@
+"""Twisted's web: the requests of a `twisted.web` Site, and its connections; see `twistedports`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any
+
+from requiem_systemd.adapters.connections import Connections, RequestName
+from requiem_systemd.errors import DrainingError
+from requiem_systemd.ledger import CONNECTION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Site:
+    """One site: its connections, and the requests on them."""
+
+    def __init__(self, service: Any, site: Any, reactor: Any, grace: float) -> None:
+        """Hear of them as they are built."""
+        from twisted.web.iweb import INonQueuedRequestFactory  # noqa: PLC0415 - the framework is loaded by its user
+        from zope.interface import alsoProvides  # noqa: PLC0415 - same
+
+        self.service = service
+        self.reactor = reactor
+        there = functools.partial(post, reactor)
+        self.connections: Connections = Connections(service, "twisted", grace, there, reactor.callLater)
+        self._kinds: dict[type, type] = {}
+        self._build = site.buildProtocol
+        self._make = site.requestFactory
+        site.buildProtocol = self._build_protocol
+        make: Any = functools.partial(self._make_request)  # the interface below is noted on it
+        if INonQueuedRequestFactory.providedBy(self._make):
+            alsoProvides(make, INonQueuedRequestFactory)
+        site.requestFactory = make
+
+    def _build_protocol(self, address: Any) -> Any:
+        protocol = self._build(address)
+        if protocol is not None:  # a class of its own: what is set on this proxy is set on what it stands for, and a WebSocket overwrites it
+            kind: type = type(protocol)
+            if kind not in self._kinds:
+                self._kinds[kind] = _watched(kind, self)
+            protocol.__class__ = self._kinds[kind]
+        return protocol
+
+    def _make_request(self, channel: Any, *args: Any, **kwargs: Any) -> Any:
+        request = self._make(channel, *args, **kwargs)
+        request.requiem = Exchange(self, getattr(channel, "_conn", channel).transport)  # of HTTP/2 the channel is one stream
+        kind: Any = type(request)
+        request.__class__ = _tracked(kind)
+        return request
+
+
+class Exchange:
+    """One request."""
+
+    def __init__(self, site: Site, transport: Any) -> None:
+        """Begin it: its first line is here."""
+        self._site = site
+        self._transport = transport
+        self._request: Any = None
+        with contextlib.suppress(DrainingError):  # stopped: the reactor is about to end
+            self._request = site.connections.request(transport, "request", cut=self._let_go)
+
+    def received(self, request: Any, command: bytes, path: bytes) -> None:
+        """Name it by method and first path segment; see whether it is a WebSocket's."""
+        if self._request is None:
+            return
+        self._request.name(RequestName(command.decode("latin-1"), path.decode("latin-1").partition("?")[0]))
+        if (request.getHeader(b"Upgrade") or b"").lower() == b"websocket":
+            self._request.kind = CONNECTION
+
+    def announce(self, request: Any) -> None:
+        """Have its answer say that the connection ends, if it is given in the drain (RFC 9112, 9.6)."""
+        if self._site.service.draining() and request.clientproto == b"HTTP/1.1" and request.code != 101:
+            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+            request.channel.persistent = False
+
+    def done(self) -> None:
+        """It is over. Again: nothing."""
+        if self._request is not None:
+            self._request.done()
+
+    def untrack(self) -> bool:
+        """Hold nothing from now on; say whether the drain has begun."""
+        self.done()
+        return bool(self._site.service.draining())
+
+    def _let_go(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the reactor has ended
+            post(self._site.reactor, self._transport.abortConnection)
+
+
+@functools.cache
+def _tracked(kind: type) -> type:
+    """Make the subclass of a class of requests that tells its `requiem` of what becomes of it."""
+    base: Any = kind
+
+    class Tracked(base):  # type: ignore[misc] # of whatever class there is
+        def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:  # noqa: N802 - Twisted's name
+            self.requiem.received(self, command, path)
+            super().requestReceived(command, path, version)
+
+        def write(self, data: bytes) -> None:
+            if not self.startedWriting:
+                self.requiem.announce(self)
+            super().write(data)
+
+        def finish(self) -> Any:
+            try:
+                return super().finish()
+            finally:
+                self.requiem.done()
+
+        def connectionLost(self, reason: Any) -> None:  # noqa: N802 - Twisted's name
+            super().connectionLost(reason)
+            self.requiem.done()
+
+    Tracked.__name__, Tracked.__qualname__, Tracked.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    return Tracked
+
+
+def _watched(kind: Any, site: Site) -> type:
+    """Make the subclass of a class of protocols whose connections a site hears of."""
+
+    class Watched(kind):  # type: ignore[misc] # of whatever class there is
+        def makeConnection(self, transport: Any) -> None:  # noqa: N802 - Twisted's name
+            self._requiem_transport = transport
+            site.connections.opened(transport, getattr(transport, "socket", None), transport.loseConnection)
+            super().makeConnection(transport)
+
+        def connectionLost(self, reason: Any) -> None:  # noqa: N802 - same
+            super().connectionLost(reason)
+            site.connections.lost(self._requiem_transport)
+
+    Watched.__name__, Watched.__qualname__, Watched.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    return Watched
+
+
+def post(reactor: Any, call: Callable[[], object]) -> None:
+    """Make a call in a reactor; RuntimeError if it has ended."""
+    if not reactor.running and reactor._startedBefore:  # noqa: SLF001 - nothing else tells "over" from "not begun"
+        msg = "the reactor has ended"
+        raise RuntimeError(msg)
+    reactor.callFromThread(call)

@@ -1,0 +1,78 @@
+"""Adapters, as far as they can be tested without their frameworks."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from requiem_systemd import adapters
+from requiem_systemd.adapters import twistedports
+from requiem_systemd.adapters.tasks import INSIDE, Inside, in_request, track_tasks
+from requiem_systemd.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """Return a service that is not armed."""
+    made = Service(environ={})
+    yield made
+    made.close()
+
+
+def test_what_twisted_was_passed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twisted takes LISTEN_FDS out of the environment when it is imported; two of one name are two."""
+    fds = SimpleNamespace(_descriptors=[3, 4], _names=("http", "http"))
+    endpoints = SimpleNamespace(_SystemdParser=SimpleNamespace(_sddaemon=fds))
+    monkeypatch.setitem(sys.modules, "twisted.internet.endpoints", endpoints)
+    assert twistedports.passed() == ((3, "http"), (4, "http"))
+
+
+def test_another_twisted_passes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that keeps its notes elsewhere is none the worse."""
+    monkeypatch.setitem(sys.modules, "twisted.internet.endpoints", SimpleNamespace())
+    assert twistedports.passed() == ()
+
+
+def test_every_kind_has_an_adapter() -> None:
+    """What the table names can be loaded without its framework."""
+    assert all(callable(adapters._loaded(factory)) for factory in adapters._KINDS.values())
+
+
+def test_tasks_of_a_request_are_jobs(service: Service) -> None:
+    """However deep; those of nobody are not, nor is the one that is the request itself. Asked twice, they are tracked once."""
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+
+    async def deeper() -> None:
+        await asyncio.create_task(work())
+
+    class Itself(Inside):
+        def takes(self, task: object) -> bool:
+            return True
+
+    async def main() -> tuple[list[str], list[str], list[str]]:
+        loop = asyncio.get_running_loop()
+        track_tasks(loop, service)
+        track_tasks(loop, service)
+        nobodys = asyncio.create_task(work())
+        first = [info.label for info in service.in_flight()]
+        in_request.set(INSIDE)
+        theirs = asyncio.create_task(deeper())
+        await asyncio.sleep(0)
+        second = [info.label.rpartition(".")[2] for info in service.in_flight()]
+        await asyncio.gather(nobodys, theirs)
+        in_request.set(Itself())
+        itself = asyncio.create_task(work())
+        third = [info.label for info in service.in_flight()]
+        await itself
+        return first, second, third
+
+    assert asyncio.run(main()) == ([], ["deeper", "work"], [])
