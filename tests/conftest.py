@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of our own; here, since pytest asks only the uppermost conftest.py in time."""
     group = parser.getgroup("requiem_systemd")
     group.addoption("--full", action="store_true", help="20 repetitions of what is random instead of 3")
+    group.addoption("--write-table", action="store_true", help="write the adapters' tables anew")
     group.addoption(
         "--sandbox-root", default="/", metavar="DIR", help="the tree whose systemd is used (default: /)"
     )

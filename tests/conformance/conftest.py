@@ -27,11 +27,6 @@ TIMEOUT_STOP: Final = 2.0
 PATIENCE: Final = 40.0
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option by which the table is written anew."""
-    parser.addoption("--write-table", action="store_true", help="write docs/adapters.md from this run")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test with each subject that it says something about."""
     metafunc.definition.add_marker(pytest.mark.timeout(120))
@@ -41,9 +36,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("subject", subjects, ids=str)
 
 
+TABLES: Final = table.Tables()
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the cells."""
-    config.pluginmanager.register(table.Table(config), "conformance-table")
+    """Have the tables take note of the tests."""
+    config.pluginmanager.register(TABLES, "conformance-tables")
+
+
+@pytest.fixture
+def tables() -> table.Tables:
+    """Return the tables."""
+    return TABLES
 
 
 class Server:

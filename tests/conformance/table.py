@@ -1,62 +1,127 @@
-"""The table: what each subject can, by the tests that have passed, and by nothing else."""
+"""The tables: what each subject can, by the tests that there are for it. CI runs them all, so a cell that says yes has passed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from tests.conformance import subjects
+from tests.conformance.subjects import HTTP, Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-FILE: Final = Path(__file__).resolve().parents[2] / "docs" / "adapters.md"
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
+FULL: Final = CHECKOUT / "docs" / "adapters.md"
+README: Final = CHECKOUT / "README.md"
+MARKS: Final = ("<!-- adapters: written by tests/run conformance --write-table -->\n", "<!-- /adapters -->\n")
 YES: Final = "yes"
 NO: Final = "no"
 NOTHING: Final = "-"
+#: A column of the README's table, and the tests that it sums up.
+COLUMNS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "listener closed": ("stops_accepting", "backlog"),
+        "requests held": ("request_in_flight", "stream", "hung_request", "failing_handler"),
+        "keep-alive": ("keepalive", "announces_close"),
+        "WebSocket, SSE": ("websocket", "events"),
+        "jobs held": ("background_job", "job_begun_in_the_drain", "double_sigterm", "sigint_twice"),
+        "socket activation": ("inherited_listener",),
+    }
+)
 
 
-class Table:
-    """Collects a cell for each test of a subject; on the controller where tests run in parallel."""
+class Cell(NamedTuple):
+    """One test: its file's stem, its name, its docstring, and the subject (or whatever it is parametrized by)."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    file: str
+    row: str
+    says: str
+    subject: str
+
+
+class Tables:
+    """Knows the tests of the whole folder, whatever is selected."""
+
+    def __init__(self) -> None:
         """Store."""
-        self._config = config
-        self._cells: dict[tuple[str, str], bool] = {}
+        self.cells: list[Cell] = []
+        self.texts: dict[str, str] = {}
 
-    @pytest.hookimpl
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take a test's outcome: one that fails in any phase has failed."""
-        row, bracket, subject = report.nodeid.rpartition("::test_")[2].partition("[")
-        if bracket and "tests/conformance/" in report.nodeid:
-            key = (row, subject.rstrip("]"))
-            self._cells[key] = self._cells.get(key, True) and report.passed
+    @pytest.hookimpl(tryfirst=True)  # before what was not asked for is taken out
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Take note of the tests."""
+        for item in items:
+            function = getattr(item, "function", None)
+            if function is None or item.path.parent != Path(__file__).parent or item.path.stem == "test_table":
+                continue
+            name, _, subject = item.name.removeprefix("test_").partition("[")
+            self.cells.append(Cell(item.path.stem.removeprefix("test_"), name, function.__doc__ or "", subject.rstrip("]")))
+            self.texts[self.cells[-1].file] = (function.__globals__["__doc__"] or "").partition("\n")[0]
 
-    @pytest.hookimpl
-    def pytest_sessionfinish(self) -> None:
-        """Write the table, if that was asked for."""
-        if self._config.getoption("--write-table") and not hasattr(self._config, "workerinput"):
-            FILE.write_text("\n".join([HEAD, *self._lines(), ""]))
+    def full(self) -> str:
+        """Write docs/adapters.md."""
+        return "\n".join([HEAD, *self._http(), *self._others(), ""])
 
-    def _lines(self) -> Iterator[str]:
-        rows = list(dict.fromkeys(row for row, _ in self._cells))
-        names = [subject.name for subject in subjects.HTTP if any(name == subject.name for _, name in self._cells)]
-        yield f"| | {' | '.join(names)} |"
-        yield "|---" * (len(names) + 1) + "|"
-        for row in rows:
-            yield f"| {row.replace('_', ' ')} | {' | '.join(self._cell(row, name) for name in names)} |"
+    def short(self) -> str:
+        """Write the README's part."""
+        http = [cell for cell in self.cells if cell.file == "http"]
+        lines = [f"| server | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+        for subject in HTTP:
+            rows = {cell.row for cell in http if cell.subject == subject.name}
+            cells = (summed(subject, rows, column) for column in COLUMNS.values())
+            lines.append(f"| {subject} | {' | '.join(cells)} |")
+        return "\n".join([*lines, ""])
 
-    def _cell(self, row: str, name: str) -> str:
-        subject: Any = next(subject for subject in subjects.HTTP if subject.name == name)
-        passed = self._cells.get((row, name))
-        if passed is None:
-            return NOTHING
-        return NO if not passed or row in subject.limits else YES
+    def _http(self) -> Iterator[str]:
+        rows = {cell.row: cell.says for cell in self.cells if cell.file == "http"}
+        yield from (f"{number}. *{row.replace('_', ' ')}*: {first(says)}" for number, (row, says) in enumerate(rows.items(), 1))
+        yield f"\n| | {' | '.join(map(str, range(1, len(rows) + 1)))} |"
+        yield "|---" * (len(rows) + 1) + "|"
+        for subject in HTTP:
+            tested = {cell.row for cell in self.cells if cell.file == "http" and cell.subject == subject.name}
+            yield f"| {subject} | {' | '.join(summed(subject, tested, (row,)) for row in rows)} |"
+        yield from sorted({f"\n`-` {subject}: {row.replace('_', ' ')}: {why}" for subject in HTTP for row, why in subject.lacks.items()})
+        yield from sorted({f"\n`no` {subject}: {row.replace('_', ' ')}; at its start it says: {why}" for subject in HTTP for row, why in subject.limits.items()})
+
+    def _others(self) -> Iterator[str]:
+        for file in sorted({cell.file for cell in self.cells} - {"http"}):
+            yield f"\n## {self.texts[file]}\n"
+            rows: dict[str, list[str]] = {}
+            for cell in self.cells:
+                if cell.file == file:
+                    rows.setdefault(first(cell.says), []).append(cell.subject)
+            for says, subjects in rows.items():
+                named = ", ".join(filter(None, subjects))
+                yield f"- {says}" + (f" ({named})" if named else "")
+
+
+def summed(subject: Subject, tested: Iterable[str], rows: tuple[str, ...]) -> str:
+    """Sum up some tests of a subject: yes where there are some and all may pass."""
+    there = [row for row in rows if row in tested]
+    if not there:
+        return NOTHING
+    return NO if any(row in subject.limits for row in there) else YES
+
+
+def first(text: str) -> str:
+    """Return a docstring's first line."""
+    return text.strip().partition("\n")[0]
+
+
+def with_table(readme: str, table: str) -> str:
+    """Return the README with the table in its place."""
+    head, begin, rest = readme.partition(MARKS[0])
+    _, end, tail = rest.partition(MARKS[1])
+    return f"{head}{begin}{table}{end}{tail}"
 
 
 HEAD: Final = """# What the adapters cover
 
-Written by `tests/run conformance --write-table`: a cell says yes only where its test has passed.
+Written by `tests/run conformance --write-table` from the tests, which CI runs: a cell says yes where there is a test, which passes; no
+where the framework makes it impossible, and says so at its start; and nothing where it has no meaning there.
+
+## HTTP servers
 """
