@@ -174,9 +174,10 @@ class Drain:
         following = next((at for at in LONG if at > elapsed + 1), elapsed + LONG[-1])
         self._setting.loop.alarm(self._warn, self._began + following)
         LOG.warning(
-            "draining for %s: %s. To hurry it up: systemctl kill -s QUIT --kill-whom=main UNIT",
+            "draining for %s: %s. To hurry it up: systemctl kill -s QUIT %sUNIT",
             duration(elapsed),
             report.listing(self.jobs()),
+            "--kill-whom=main " if self._setting.is_main() else "",  # a server's parent need not pass it on
             extra=journal.record("draining-long", in_flight=len(self._setting.ledger.live), elapsed_usec=usec(elapsed)),
         )
 

@@ -104,7 +104,7 @@ class Engine:
         """Take over what the manager said; before or after the start, any thread."""
         self.setting.options = options
         self.setting.environment = environment
-        self.setting.notifier = Notifier(environment.notify_socket)
+        self.setting.notifier = Notifier(environment.notify_socket, "" if self.setting.is_main() else f"worker {os.getpid()}")
         self.wayout.gate = gate
         if self.notifier and self.state is State.RUNNING:
             self.state = State.STARTING

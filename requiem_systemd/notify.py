@@ -71,8 +71,9 @@ class Notifier:
     An outage is logged once, when it begins, and never stops a job.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, speaker: str = "") -> None:
         self.address = address
+        self._speaker = speaker  # who it is, where several processes write the one STATUS
         self._wire: _Wire | None = None
         self._lock = threading.Lock()
         self._failing = False
@@ -105,6 +106,8 @@ class Notifier:
         """
         if self.address is None:
             return False
+        if self._speaker and assignments.get("STATUS"):
+            assignments["STATUS"] = f"{self._speaker}: {assignments['STATUS']}"
         if not _OWED.isdisjoint(assignments):
             self._owed.append(assignments)
             assignments = {}

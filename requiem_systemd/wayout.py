@@ -86,6 +86,8 @@ class WayOut:
             self._setting.loop.alarm(self._insist, self._setting.now() + self._heard_within)
 
     def _let_out(self) -> None:
+        if not self._setting.is_main():  # a worker that was replaced: the service's status is not that one drained once
+            self._setting.notifier.tell(STATUS="")
         self.tell_others()
         self.stopped.set()
         grace = CHAINED_GRACE if self.others else 0.0

@@ -293,3 +293,27 @@ def test_a_worker_does_not_stop_the_service(receiver: socket.socket) -> None:
             told = receiver.recv(4096)
             assert b"EXTEND_TIMEOUT_USEC=" in told
             assert b"STOPPING" not in told
+
+
+def test_status_of_a_worker() -> None:
+    """Where a server's parent is the main process, a worker's status says whose it is, and is gone when it has drained."""
+    with FakeManager() as manager:
+        service = manager.arm(Service(), environ={"SYSTEMD_EXEC_PID": str(os.getppid())})
+        service.ready()
+        with service.track("export"):
+            service.begin()
+            assert manager.status.startswith(f"worker {os.getpid()}: Draining 0 s: 1 job")
+        manager.wait_for(lambda: service.engine.stopped)
+        assert manager.status == ""
+        assert "STOPPING" not in manager.sent
+
+
+def test_hurry_of_a_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker's long drain is hurried up by a signal to all: its parent need not pass one on."""
+    with FakeManager() as manager:
+        service = manager.arm(Service(), environ={"SYSTEMD_EXEC_PID": str(os.getppid())})
+        service.ready()
+        with service.track("export"):
+            service.begin()
+            manager.advance(61)
+    assert "systemctl kill -s QUIT UNIT" in caplog.text
