@@ -180,8 +180,6 @@ class TrackRequests:
             await send(message)
             if message["type"] == "lifespan.startup.complete":
                 self._service.ready()
-            elif message["type"] == "lifespan.shutdown.complete":
-                _forget_captured(self._service)
 
         with self._service.keeping_main():  # the server makes it leave, after its own shutdown
             try:
@@ -227,14 +225,3 @@ async def _keep_lifespan(receive: Receive, send: Send) -> None:
         elif message["type"] == "lifespan.shutdown":
             await send({"type": "lifespan.shutdown.complete"})
             return
-
-
-def _forget_captured(service: Service) -> None:
-    """Keep uvicorn from sending itself, at its end, the SIGTERM that it has dealt with: it would die of it, past our exit status."""
-    gate = service.gate
-    if gate is None:
-        return
-    for handler in gate.chained():
-        captured = getattr(getattr(handler, "__self__", None), "_captured_signals", None)
-        if isinstance(captured, list):
-            captured.clear()
