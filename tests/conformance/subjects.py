@@ -19,6 +19,7 @@ class Subject:
     shall listen. `activated`: the same with a listener named "http" passed as descriptor 3; None: it cannot take one.
     `lacks`: tests (without `test_`) that say nothing about it, and why: the table shows a dash. `limits`: tests of what it makes
     impossible, and a part of the line by which it says so at its start: the table says no, and the test looks for that line.
+    `workers`: how many processes of its own it starts, which say READY=1 and drain; 0: the main process does.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Subject:
     notify_access: str = "main"
     lacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    workers: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -42,6 +44,27 @@ HTTP: Final = (
         "uvicorn",
         ("{bin}/uvicorn", "asgi_app:app", "--port", "{port}"),
         ("{bin}/uvicorn", "asgi_app:app", "--fd", "3"),
+    ),
+    Subject(
+        "uvicorn --loop asyncio",
+        ("{bin}/uvicorn", "asgi_app:app", "--loop", "asyncio", "--http", "h11", "--port", "{port}"),
+        ("{bin}/uvicorn", "asgi_app:app", "--loop", "asyncio", "--http", "h11", "--fd", "3"),
+    ),
+    Subject(
+        "uvicorn --workers",
+        ("{bin}/uvicorn", "asgi_app:app", "--workers", "2", "--port", "{port}"),
+        ("{bin}/uvicorn", "asgi_app:app", "--workers", "2", "--fd", "3"),
+        notify_access="all",
+        workers=2,
+        limits={"stops_accepting": "keeps the port open", "sigint_twice": "passes no second SIGINT"},
+    ),
+    Subject(
+        "gunicorn -k uvicorn_worker.UvicornWorker",
+        ("{bin}/gunicorn", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "asgi_app:app"),
+        ("{bin}/gunicorn", "-k", "uvicorn_worker.UvicornWorker", "asgi_app:app"),
+        notify_access="all",
+        workers=1,
+        limits={"sigint_twice": "SIGINT means abandon", "job_of_90_s": "graceful_timeout=30"},
     ),
     Subject(
         "aiohttp run_app",

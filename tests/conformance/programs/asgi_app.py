@@ -1,7 +1,9 @@
 """An ASGI application without a framework; what is ours is its last line."""
 
 import asyncio
+import atexit
 import os
+import time
 import urllib.parse
 
 from record import record
@@ -32,7 +34,7 @@ def begin(coroutine):
     task.add_done_callback(TASKS.discard)
 
 
-async def plain(scope, receive, send):
+async def plain(scope, receive, send):  # noqa: C901 - one case for each path
     """Serve one scope."""
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
@@ -49,6 +51,9 @@ async def plain(scope, receive, send):
             await asyncio.sleep(seconds)
         case "/job":
             begin(job(query.get("name", "job"), seconds))
+            body = str(os.getpid()).encode()
+        case "/block":
+            asyncio.get_running_loop().call_soon(time.sleep, seconds)
         case "/chain":
             begin(chain(seconds))
         case "/fail":
@@ -102,6 +107,15 @@ async def lifespan(receive, send):
     await receive()
     record("shutdown")
     await send({"type": "lifespan.shutdown.complete"})
+
+
+@atexit.register
+def leave():
+    """Take as long over the exit as the environment says."""
+    if "EXIT_TAKES" in os.environ:
+        record("begun exit")
+        time.sleep(float(os.environ["EXIT_TAKES"]))
+        record("ended exit")
 
 
 app = plain if "PLAIN" in os.environ else TrackRequests(plain, health="/health")
