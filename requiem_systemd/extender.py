@@ -14,6 +14,9 @@ from requiem_systemd.setting import Setting
 LOG: Final = logging.getLogger("requiem_systemd")
 EXTENSION: Final = 30.0
 EVERY: Final = 10.0
+# A server's worker drains also when it is replaced. Of a stop that begins then it does not hear (its parent waits for it), and what
+# it has sent before counts for nothing; the stop's timeout may be a short one.
+EVERY_OF_WORKER: Final = 1.0
 # After one that could not be sent: the manager's timeout may be a short one.
 AGAIN: Final = 0.5
 # What goes into the datagram that begins a stop or a reload: race-free, it is counted after the state change (252 to 262).
@@ -41,7 +44,7 @@ class Extender:
     def begin(self) -> None:
         """Extend from the next tick on; the first extension goes with the datagram that began it."""
         self._extending = True
-        self._setting.loop.alarm(self._tick, self._setting.now() + EVERY)
+        self._setting.loop.alarm(self._tick, self._setting.now() + self._every())
         self._watch()
 
     def end(self) -> None:
@@ -63,7 +66,10 @@ class Extender:
     def _tick(self) -> None:
         if self._extending:
             told = self._setting.notifier.tell(**FIRST) or not self._setting.notifier
-            self._setting.loop.alarm(self._tick, self._setting.now() + (EVERY if told else AGAIN))
+            self._setting.loop.alarm(self._tick, self._setting.now() + (self._every() if told else AGAIN))
+
+    def _every(self) -> float:
+        return EVERY if self._setting.is_main() else EVERY_OF_WORKER
 
     def _watch(self) -> None:
         if self._guard is None:

@@ -317,3 +317,16 @@ def test_hurry_of_a_worker(caplog: pytest.LogCaptureFixture) -> None:
             service.begin()
             manager.advance(61)
     assert "systemctl kill -s QUIT UNIT" in caplog.text
+
+
+def test_stop_behind_a_workers_back() -> None:
+    """A stop that begins when a worker drains already is held too: what it had extended before counts for nothing."""
+    with FakeManager(timeout_stop=2) as manager:
+        service = manager.arm(Service(), environ={"SYSTEMD_EXEC_PID": str(os.getppid())})
+        service.ready()
+        with service.track("export"):
+            service.begin()
+            manager.advance(3.5)
+            manager.unit.stop(manager.clock.now())
+            manager.advance(60)
+            assert manager.state == "stop-sigterm"
