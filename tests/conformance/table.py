@@ -27,7 +27,7 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "requests held": ("request_in_flight", "stream", "hung_request", "failing_handler"),
         "keep-alive": ("keepalive", "announces_close"),
         "WebSocket, SSE": ("websocket", "events"),
-        "jobs held": ("background_job", "job_begun_in_the_drain", "double_sigterm", "sigint_twice"),
+        "jobs held": ("background_job", "job_begun_in_the_drain", "double_sigterm"),
         "socket activation": ("inherited_listener",),
     }
 )
