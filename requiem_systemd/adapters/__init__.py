@@ -42,7 +42,7 @@ def attach(service: Host, server: object, keepalive_grace: float) -> None:
     for base in type(server).__mro__:
         factory = _KINDS.get(_name(base))
         if factory is not None:
-            _loaded(factory)(service, server, keepalive_grace)
+            loaded(factory)(service, server, keepalive_grace)
             return
     msg = (
         f"track_socket({type(server).__name__}): there is no adapter for {_name(type(server))}; there are some for {', '.join(_KINDS)}. "
@@ -55,9 +55,10 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _loaded(factory: Factory | str) -> Factory:
-    if not isinstance(factory, str):
-        return factory
-    module, _, name = factory.partition(":")
-    loaded: Factory = getattr(importlib.import_module(module), name)
-    return loaded
+def loaded(function: Callable[..., object] | str) -> Callable[..., object]:
+    """Return a function that is given as such or as "package.module:function"."""
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    found: Callable[..., object] = getattr(importlib.import_module(module), name)
+    return found

@@ -42,7 +42,7 @@ def test_another_twisted_passes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_every_kind_has_an_adapter() -> None:
     """What the table names can be loaded without its framework."""
-    assert all(callable(adapters._loaded(factory)) for factory in adapters._KINDS.values())
+    assert all(callable(adapters.loaded(factory)) for factory in adapters._KINDS.values())
 
 
 def test_tasks_of_a_request_are_jobs(service: Service) -> None:
