@@ -73,6 +73,11 @@ class Exchange(More):
         last = self._last
         return self._kind if last is None or getattr(last, "cr_frame", None) is not None else JOB
 
+    @property
+    def loop(self) -> Any:
+        """Where it runs: see stacks.task_of."""
+        return self._service.hooks.loop
+
     def let_go(self, owner: object) -> None:
         """Cancel it: the server would wait for it for ever."""
         if isinstance(owner, asyncio.Task):
