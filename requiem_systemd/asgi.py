@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+from requiem_systemd import journal
 from requiem_systemd.adapters import asgiservers
 from requiem_systemd.adapters.tasks import INSIDE, in_request, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
@@ -24,6 +26,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+LOG: Final = logging.getLogger("requiem_systemd")
+NEEDS_ASYNCIO: Final = "TrackRequests needs asyncio; start the server with an asyncio worker (hypercorn: --worker-class asyncio or uvloop, not trio)"
 _KINDS: Final = {"http": REQUEST, "websocket": CONNECTION}
 
 
@@ -169,6 +173,11 @@ class TrackRequests:
     # -- lifespan ------------------------------------------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _in_asyncio():
+            LOG.error(NEEDS_ASYNCIO, extra=journal.record("mistake"))
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": NEEDS_ASYNCIO})
+            return
         self._arm()
         started = False
 
@@ -210,6 +219,14 @@ class TrackRequests:
         asgiservers.attach(self._service, loop, self._grace)
         if self._tasks:
             track_tasks(loop, self._service)
+
+
+def _in_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _closing(headers: Any) -> list[tuple[bytes, bytes]]:
