@@ -30,10 +30,28 @@ PATIENCE: Final = 40.0
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test with each subject that it says something about."""
     metafunc.definition.add_marker(pytest.mark.timeout(120))
-    if "subject" in metafunc.fixturenames:
+    given = any(mark.args[0] == "subject" for mark in metafunc.definition.iter_markers("parametrize"))
+    if "subject" in metafunc.fixturenames and not given:
         row = metafunc.function.__name__.removeprefix("test_")
         subjects = [subject for subject in HTTP if row not in subject.lacks]
         metafunc.parametrize("subject", subjects, ids=str)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Look, in the stead of a test of what a subject makes impossible, for the line by which it says so."""
+    subject = getattr(pyfuncitem, "callspec", None) and pyfuncitem.callspec.params.get("subject")
+    row = pyfuncitem.originalname.removeprefix("test_")
+    if not isinstance(subject, Subject) or row not in subject.limits:
+        return None
+    server = pyfuncitem.funcargs["server"]
+    assert isinstance(server, Server)
+    server.start()
+    server.wait_for(lambda: subject.limits[row] in server.output, poll=True)
+    server.stop()
+    server.ended()
+    assert sum(subject.limits[row] in line for line in server.output.splitlines()) == 1, server.output
+    return True
 
 
 TABLES: Final = table.Tables()
@@ -86,17 +104,18 @@ class Server:
                 start_new_session=True,
             )
         self.wait_for("running")
+        self.wait_for(lambda: self.told("READY"))
         if not activated:  # servers say that they are ready a moment before they listen
             self.wait_for(lambda: not refused(self.port), poll=True)
         return self
 
-    def wait_for(self, what: Any, *, poll: bool = False) -> None:
+    def wait_for(self, what: Any, *, poll: bool = False, patience: float = PATIENCE) -> None:
         """Wait for a state of the unit or for a question's answer; show what the program wrote if it does not come."""
         try:
             if poll:
                 wait_until(what)
             else:
-                self.manager.wait_for(what, PATIENCE)
+                self.manager.wait_for(what, patience)
         except TimeoutError as error:
             error.add_note(f"{self.output}\n{self.recorded}")
             raise
@@ -108,13 +127,18 @@ class Server:
     def stop(self) -> None:
         """`systemctl stop --no-block`; come back when the service has said that it drains."""
         self.manager.stop()
-        self.manager.wait_message("EXTEND_TIMEOUT_USEC", timeout=PATIENCE)
+        self.wait_for(lambda: self.told("EXTEND_TIMEOUT_USEC"))
 
-    def ended(self, status: int = 0) -> list[str]:
+    def told(self, key: str) -> bool:
+        """Say whether the manager has heard something from each process that is to say it: the main one, or all workers."""
+        heard = {message.pid for message in self.manager.messages if key in message.values}
+        return len(heard - {self.process.pid}) >= self.subject.workers if self.subject.workers else self.process.pid in heard
+
+    def ended(self, status: int = 0, patience: float = PATIENCE) -> list[str]:
         """Wait for its end, which must be a success (or have that status); no process of it may be left. Return its record."""
-        self.wait_for(lambda: self.manager.unit.state in ("dead", "failed"))
+        self.wait_for(lambda: self.manager.unit.state in ("dead", "failed"), patience=patience)
         assert self.process.returncode == status, self.output
-        assert not self.processes(), self.output
+        wait_until(lambda: not self.processes())  # multiprocessing's resource tracker ends when it sees its parent's end
         return self.recorded
 
     def processes(self) -> list[int]:

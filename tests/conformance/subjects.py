@@ -19,6 +19,7 @@ class Subject:
     shall listen. `activated`: the same with a listener named "http" passed as descriptor 3; None: it cannot take one.
     `lacks`: tests (without `test_`) that say nothing about it, and why: the table shows a dash. `limits`: tests of what it makes
     impossible, and a part of the line by which it says so at its start: the table says no, and the test looks for that line.
+    `workers`: how many processes of its own it starts, which say READY=1 and drain; 0: the main process does.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Subject:
     notify_access: str = "main"
     lacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    workers: int = 0
 
     def __str__(self) -> str:
         return self.name
