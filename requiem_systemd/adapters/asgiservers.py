@@ -8,12 +8,22 @@ that sends in that instant loses its request (0.25 requests a restart under load
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from requiem_systemd.adapters import loaded
+
+LOG: Final = logging.getLogger("requiem_systemd")
 # The most that listen(2) takes; the kernel cuts it to net.core.somaxconn.
 BACKLOG: Final = 65535
+# What is known of one server only: the module that is loaded where it runs, and the function that gets (service, loop). It may return
+# what is to be called after the grace, in the engine's thread, in place of the server's own stop handler.
+_SERVERS: Final = {
+    "hypercorn.config": "requiem_systemd.adapters.hypercorn:attach",
+}
 
 
 def attach(host: Any, loop: asyncio.AbstractEventLoop, grace: float) -> None:
@@ -28,7 +38,17 @@ def attach(host: Any, loop: asyncio.AbstractEventLoop, grace: float) -> None:
         return server
 
     loop.create_server = create_server  # type: ignore[method-assign]
-    host.doors.add(OwnStop(host, grace))
+    told = [_see_to(function, host, loop) for module, function in _SERVERS.items() if module in sys.modules]
+    tell: Any = next(filter(None, told), lambda: host.engine.wayout.tell_others(unasked=True))
+    host.doors.add(OwnStop(host, grace, tell))
+
+
+def _see_to(function: str, host: Any, loop: asyncio.AbstractEventLoop) -> object:
+    try:
+        return loaded(function)(host, loop)
+    except Exception:  # what it looks at is another's, and may be gone in the next version: the rest holds all the same
+        LOG.exception("%s does not know this version of the server, whose own limits may cut requests and jobs", function.partition(":")[0])
+        return None
 
 
 def listens(sock: Any) -> bool:
@@ -41,16 +61,17 @@ class OwnStop:
 
     label: str = "and idle connections of the server"
 
-    def __init__(self, host: Any, grace: float) -> None:
+    def __init__(self, host: Any, grace: float, tell: Callable[[], object]) -> None:
         self._host = host
         self._grace = grace
+        self._tell = tell
 
     def shut(self, done: Callable[[], object]) -> None:
         """Call it after the grace: see doors.Door."""
         engine = self._host.engine
 
         def tell() -> None:
-            engine.wayout.tell_others(unasked=True)
+            self._tell()
             done()
 
         engine.loop.alarm(tell, engine.loop.clock.now() + self._grace)

@@ -66,6 +66,27 @@ HTTP: Final = (
         ("{python}", "twisted_site.py"),
     ),
     Subject(
+        "hypercorn",
+        ("{bin}/hypercorn", "asgi_app:app", "--bind", "127.0.0.1:{port}"),
+        ("{bin}/hypercorn", "asgi_app:app", "--bind", "fd://3"),
+        notify_access="all",
+        workers=1,
+        limits={"sigint_twice": "passes no second SIGINT"},
+    ),
+    Subject(
+        "hypercorn --workers 2",
+        ("{bin}/hypercorn", "asgi_app:app", "--workers", "2", "--bind", "127.0.0.1:{port}"),
+        ("{bin}/hypercorn", "asgi_app:app", "--workers", "2", "--bind", "fd://3"),
+        notify_access="all",
+        workers=2,
+        limits={"sigint_twice": "passes no second SIGINT"},
+    ),
+    Subject(
+        "hypercorn --workers 0",
+        ("{bin}/hypercorn", "asgi_app:app", "--workers", "0", "--bind", "127.0.0.1:{port}"),
+        ("{bin}/hypercorn", "asgi_app:app", "--workers", "0", "--bind", "fd://3"),
+    ),
+    Subject(
         "wsgiref",
         ("{python}", "wsgiref_server.py", "{port}"),
         ("{python}", "wsgiref_server.py"),
