@@ -23,6 +23,7 @@ BACKLOG: Final = 65535
 # what is to be called after the grace, in the engine's thread, in place of the server's own stop handler.
 _SERVERS: Final = {
     "hypercorn.config": "requiem_systemd.adapters.hypercorn:attach",
+    "granian.asgi": "requiem_systemd.adapters.granian:attach",
 }
 
 

@@ -87,6 +87,20 @@ HTTP: Final = (
         ("{bin}/hypercorn", "asgi_app:app", "--workers", "0", "--bind", "fd://3"),
     ),
     Subject(
+        "granian",
+        ("{bin}/granian", "--interface", "asgi", "--port", "{port}", "asgi_app:app"),
+        notify_access="all",
+        workers=1,
+        limits={"sigint_twice": "passes no second SIGINT", "inherited_listener": "takes no listener"},
+    ),
+    Subject(
+        "granian --workers 2",
+        ("{bin}/granian", "--interface", "asgi", "--workers", "2", "--port", "{port}", "asgi_app:app"),
+        notify_access="all",
+        workers=2,
+        limits={"sigint_twice": "passes no second SIGINT", "inherited_listener": "takes no listener"},
+    ),
+    Subject(
         "wsgiref",
         ("{python}", "wsgiref_server.py", "{port}"),
         ("{python}", "wsgiref_server.py"),
