@@ -132,6 +132,7 @@ class TrackRequests:
         self._grace = length("keepalive_grace", keepalive_grace)
         self._service = service
         self._loop: asyncio.AbstractEventLoop | None = None
+        asgiservers.expect(self._start)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
@@ -205,6 +206,11 @@ class TrackRequests:
                     raise
             if not started:
                 await _keep_lifespan(receiving, sending)
+
+    def _start(self) -> None:
+        """Begin under a server that knows no lifespan; called in its loop."""
+        self._arm()
+        self._service.ready()
 
     def _arm(self) -> None:
         loop = asyncio.get_running_loop()

@@ -24,7 +24,17 @@ BACKLOG: Final = 65535
 _SERVERS: Final = {
     "hypercorn.config": "requiem_systemd.adapters.hypercorn:attach",
     "granian.asgi": "requiem_systemd.adapters.granian:attach",
+    "daphne.server": "requiem_systemd.adapters.daphne:attach",
 }
+# Servers that know no lifespan: the function gets what is to be called when they run.
+_WITHOUT_LIFESPAN: Final = {"daphne.server": "requiem_systemd.adapters.daphne:expect"}
+
+
+def expect(start: Callable[[], object]) -> None:
+    """Have a server that will not say that it starts call `start`, in its loop, when it runs."""
+    for module, function in _WITHOUT_LIFESPAN.items():
+        if module in sys.modules:
+            loaded(function)(start)
 
 
 def attach(host: Any, loop: asyncio.AbstractEventLoop, grace: float) -> None:

@@ -101,6 +101,12 @@ HTTP: Final = (
         limits={"sigint_twice": "passes no second SIGINT", "inherited_listener": "takes no listener"},
     ),
     Subject(
+        "daphne",
+        ("{bin}/daphne", "--port", "{port}", "asgi_app:app"),
+        ("{bin}/daphne", "--fd", "3", "asgi_app:app"),
+        lacks={"framework_hooks": "it has no lifespan"},
+    ),
+    Subject(
         "wsgiref",
         ("{python}", "wsgiref_server.py", "{port}"),
         ("{python}", "wsgiref_server.py"),
