@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
+from requiem_systemd import journal
 from requiem_systemd.adapters import asgiservers
 from requiem_systemd.adapters.tasks import INSIDE, in_request, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
@@ -24,6 +26,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+LOG: Final = logging.getLogger("requiem_systemd")
+NEEDS_ASYNCIO: Final = "TrackRequests needs asyncio; start the server with an asyncio worker (hypercorn: --worker-class asyncio or uvloop, not trio)"
 _KINDS: Final = {"http": REQUEST, "websocket": CONNECTION}
 
 
@@ -72,6 +76,11 @@ class Exchange(More):
         """
         last = self._last
         return self._kind if last is None or getattr(last, "cr_frame", None) is not None else JOB
+
+    @property
+    def loop(self) -> Any:
+        """Where it runs: see stacks.task_of."""
+        return self._service.hooks.loop
 
     def let_go(self, owner: object) -> None:
         """Cancel it: the server would wait for it for ever."""
@@ -123,6 +132,7 @@ class TrackRequests:
         self._grace = length("keepalive_grace", keepalive_grace)
         self._service = service
         self._loop: asyncio.AbstractEventLoop | None = None
+        asgiservers.expect(self._start)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
@@ -164,6 +174,11 @@ class TrackRequests:
     # -- lifespan ------------------------------------------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _in_asyncio():
+            LOG.error(NEEDS_ASYNCIO, extra=journal.record("mistake"))
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": NEEDS_ASYNCIO})
+            return
         self._arm()
         started = False
 
@@ -190,6 +205,11 @@ class TrackRequests:
             if not started:
                 await _keep_lifespan(receiving, sending)
 
+    def _start(self) -> None:
+        """Begin under a server that knows no lifespan; called in its loop."""
+        self._arm()
+        self._service.ready()
+
     def _arm(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
@@ -203,6 +223,14 @@ class TrackRequests:
         asgiservers.attach(self._service, loop, self._grace)
         if self._tasks:
             track_tasks(loop, self._service)
+
+
+def _in_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _closing(headers: Any) -> list[tuple[bytes, bytes]]:

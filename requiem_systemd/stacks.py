@@ -61,7 +61,8 @@ def task_of(entry: Entry) -> object:
     asyncio = sys.modules.get("asyncio")
     if not isinstance(owner, int) or asyncio is None:
         return owner
-    loop = _loop_of(owner)
+    # A loop that is written in C (uvloop) and not run by asyncio's Runner shows no frame: a request knows its own.
+    loop = _loop_of(owner) or getattr(entry.extra(), "loop", None)
     if loop is None:
         return owner
     for task in asyncio.all_tasks(loop):

@@ -8,6 +8,7 @@ that sends in that instant loses its request (0.25 requests a restart under load
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -15,22 +16,35 @@ from typing import Any, Final
 
 from requiem_systemd.adapters import loaded
 
+LOG: Final = logging.getLogger("requiem_systemd")
 # The most that listen(2) takes; the kernel cuts it to net.core.somaxconn.
 BACKLOG: Final = 65535
-# What is known of one server only: the module that is loaded where it runs, and the function that gets (service, loop).
+# What is known of one server only: the module that is loaded where it runs, and the function that gets (service, loop). It may return
+# what is to be called after the grace, in the engine's thread, in place of the server's own stop handler.
 _SERVERS: Final = {
     "uvicorn.server": "requiem_systemd.adapters.uvicorn:attach",
+    "hypercorn.config": "requiem_systemd.adapters.hypercorn:attach",
+    "granian.asgi": "requiem_systemd.adapters.granian:attach",
+    "daphne.server": "requiem_systemd.adapters.daphne:attach",
 }
+# Servers that know no lifespan: the function gets what is to be called when they run.
+_WITHOUT_LIFESPAN: Final = {"daphne.server": "requiem_systemd.adapters.daphne:expect"}
+
+
+def expect(start: Callable[[], object]) -> None:
+    """Have a server that will not say that it starts call `start`, in its loop, when it runs."""
+    for module, function in _WITHOUT_LIFESPAN.items():
+        if module in sys.modules:
+            loaded(function)(start)
 
 
 def attach(host: Any, loop: asyncio.AbstractEventLoop, grace: float) -> None:
     """Have the drain close what the loop will listen on, then tell the server."""
     for name in ("create_server", "create_unix_server"):
         setattr(loop, name, _tracking(host, getattr(loop, name)))
-    host.doors.add(OwnStop(host, grace))
-    for module, function in _SERVERS.items():
-        if module in sys.modules:
-            loaded(function)(host, loop)
+    told = [_see_to(function, host, loop) for module, function in _SERVERS.items() if module in sys.modules]
+    tell: Any = next(filter(None, told), lambda: host.engine.wayout.tell_others(unasked=True))
+    host.doors.add(OwnStop(host, grace, tell))
 
 
 def _tracking(host: Any, create: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +60,14 @@ def _tracking(host: Any, create: Callable[..., Any]) -> Callable[..., Any]:
     return create_server
 
 
+def _see_to(function: str, host: Any, loop: asyncio.AbstractEventLoop) -> object:
+    try:
+        return loaded(function)(host, loop)
+    except Exception:  # what it looks at is another's, and may be gone in the next version: the rest holds all the same
+        LOG.exception("%s does not know this version of the server, whose own limits may cut requests and jobs", function.partition(":")[0])
+        return None
+
+
 def listens(sock: Any) -> bool:
     """Say whether a socket is a listener already."""
     return sock is not None and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
@@ -56,16 +78,17 @@ class OwnStop:
 
     label: str = "and idle connections of the server"
 
-    def __init__(self, host: Any, grace: float) -> None:
+    def __init__(self, host: Any, grace: float, tell: Callable[[], object]) -> None:
         self._host = host
         self._grace = grace
+        self._tell = tell
 
     def shut(self, done: Callable[[], object]) -> None:
         """Call it after the grace: see doors.Door."""
         engine = self._host.engine
 
         def tell() -> None:
-            engine.wayout.tell_others(unasked=True)
+            self._tell()
             done()
 
         engine.loop.alarm(tell, engine.loop.clock.now() + self._grace)

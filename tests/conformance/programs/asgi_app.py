@@ -66,9 +66,13 @@ async def plain(scope, receive, send):  # noqa: C901 - one case for each path
         case "/events":
             await events(send)
             return
+        case "/flood":
+            await flood(send)
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+    if path == "/after":
+        await job("after", seconds)
 
 
 async def stream(send, number, pause):
@@ -78,6 +82,13 @@ async def stream(send, number, pause):
         await send({"type": "http.response.body", "body": f"piece {piece}\n".encode(), "more_body": True})
         await asyncio.sleep(pause)
     await send({"type": "http.response.body", "body": b"end\n"})
+
+
+async def flood(send):
+    """Answer without an end."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    while True:
+        await send({"type": "http.response.body", "body": b"x" * 1_000_000, "more_body": True})
 
 
 async def events(send):
