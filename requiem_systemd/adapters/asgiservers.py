@@ -42,6 +42,14 @@ def attach(host: Any, loop: asyncio.AbstractEventLoop, grace: float) -> None:
     """Have the drain close what the loop will listen on, then tell the server."""
     for name in ("create_server", "create_unix_server"):
         setattr(loop, name, _tracking(host, getattr(loop, name)))
+    remove = loop.remove_signal_handler
+
+    def remove_signal_handler(sig: int) -> bool:  # as at the loop's end: from then on a second SIGTERM would kill
+        removed = remove(sig)
+        host.retake()
+        return removed
+
+    loop.remove_signal_handler = remove_signal_handler  # type: ignore[method-assign]
     told = [_see_to(function, host, loop) for module, function in _SERVERS.items() if module in sys.modules]
     tell: Any = next(filter(None, told), lambda: host.engine.wayout.tell_others(unasked=True))
     host.doors.add(OwnStop(host, grace, tell))

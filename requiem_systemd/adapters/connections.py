@@ -28,11 +28,11 @@ class Line:
 
     def __init__(self, sock: Any, close: Callable[[], object]) -> None:
         """Store."""
-        self.sock = sock
-        self.close = close
-        self.closing = False
+        self.sock: Any = sock
+        self.close: Callable[[], object] = close
+        self.closing: bool = False
         self.requests: set[Request] = set()
-        self.since = time.monotonic()
+        self.since: float = time.monotonic()
 
 
 class Request(More):

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def health() -> type:
     """Make a handler for the health path; it holds nothing."""
-    from tornado import web  # noqa: PLC0415 - the framework is loaded by its user
+    from tornado.web import RequestHandler  # noqa: PLC0415 - the framework is loaded by its user
 
-    class Health(web.RequestHandler):  # type: ignore[misc] # where Tornado is not installed it is of no type
+    class Health(RequestHandler):
         def get(self) -> None:
             exchange = in_request.get()
             draining = isinstance(exchange, Exchange) and exchange.untrack()
@@ -35,8 +35,8 @@ class HttpServer:
 
     def __init__(self, service: Any, server: Any, loop: Any, grace: float) -> None:
         """Hear of them by the two methods that its connections call."""
-        self.service = service
-        self.loop = loop
+        self.service: Any = service
+        self.loop: Any = loop
         self.connections: Connections = Connections(service, "tornado", grace, loop.call_soon_threadsafe, loop.call_later)
         self._exchanges: dict[object, Exchange] = {}
         self._theirs = server.start_request, server.on_close
@@ -71,7 +71,7 @@ class Exchange(Inside):
     def __init__(self, server: HttpServer, line: Any, message: Any, delegate: Any) -> None:
         """Store."""
         self.task: Any = None
-        self.message = message
+        self.message: Any = message
         self._server = server
         self._line = line
         self._stream = line.stream

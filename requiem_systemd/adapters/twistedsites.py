@@ -22,8 +22,8 @@ class Site:
         from twisted.web.iweb import INonQueuedRequestFactory  # noqa: PLC0415 - the framework is loaded by its user
         from zope.interface import alsoProvides  # noqa: PLC0415 - same
 
-        self.service = service
-        self.reactor = reactor
+        self.service: Any = service
+        self.reactor: Any = reactor
         there = functools.partial(post, reactor)
         self.connections: Connections = Connections(service, "twisted", grace, there, reactor.callLater)
         self._kinds: dict[type, type] = {}

@@ -68,7 +68,7 @@ def test_background_tasks(server: Server) -> None:
     recorded = server.ended()
     worked = [line for line in recorded if line not in ("startup", "shutdown")]
     assert worked == ["begun awaited", "ended awaited", "begun threaded", "ended threaded"]
-    assert recorded[-1] == "shutdown"
+    assert recorded[-1] == "shutdown" or "framework_hooks" in server.subject.lacks
     assert not [word for word in (*ALARMS, "let go") if word in server.output], server.output
 
 
