@@ -18,7 +18,7 @@ def health() -> type:
     """Make a handler for the health path; it holds nothing."""
     from tornado.web import RequestHandler  # noqa: PLC0415 - the framework is loaded by its user
 
-    class Health(RequestHandler):
+    class Health(RequestHandler):  # type: ignore[misc] # mypy skips Tornado
         def get(self) -> None:
             exchange = in_request.get()
             draining = isinstance(exchange, Exchange) and exchange.untrack()
