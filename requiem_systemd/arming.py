@@ -174,6 +174,11 @@ class Arming(Tracking):
             self._fresh()
             self._stand_down()
 
+    def outlast(self) -> None:
+        """Hold the main thread's end before what has registered for it since we were armed, such as a pool that then takes no more jobs."""
+        if self._hooked:
+            exits.at_main_threads_end(self._main_ended)  # hooks run last registered first; ours, again, has nothing left to do
+
     def begin(self, reason: str = "") -> None:
         """Begin the drain; any thread, any number of times."""
         engine = self.engine

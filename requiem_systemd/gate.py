@@ -123,6 +123,7 @@ class Gate:
     def dismiss(self, told: Callable[[_Handler], bool]) -> None:
         """Forget those handlers of others that are told of the stop by other means: an adapter knows better."""
         self._chained = {number: handler for number, handler in self._chained.items() if not told(handler)}
+        self._pending = [(number, handler) for number, handler in self._pending if not told(handler)]
 
     def chained(self) -> list[_Handler]:
         """Return the handlers of others."""

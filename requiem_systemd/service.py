@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
-from requiem_systemd import exits
+from requiem_systemd import exits, slot
 from requiem_systemd.accepting import Acceptor, Address, connections
 from requiem_systemd.arming import Arming, in_main_thread
 from requiem_systemd.binding import Fallback
@@ -192,6 +192,7 @@ class Service(Arming):
         return self.engine.drain.jobs()
 
 process: Service = Service()
+slot.fill(process)
 
 
 def initialize(  # noqa: PLR0913 - the contract

@@ -29,6 +29,8 @@ _KINDS: Final[dict[str, Factory | str]] = {
     "tornado.httpserver.HTTPServer": "requiem_systemd.adapters.tornadoservers:http",
     "tornado.tcpserver.TCPServer": "requiem_systemd.adapters.tornadoservers:tcp",
     "twisted.internet.tcp.Port": "requiem_systemd.adapters.twistedports:door",
+    "grpc._server._Server": "requiem_systemd.adapters.grpc:door",
+    "grpc.aio._server.Server": "requiem_systemd.adapters.grpc:aio_door",
 }
 
 

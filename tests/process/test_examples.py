@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -151,6 +151,17 @@ def test_10_seed(example: Running, free_port: int) -> None:
     assert answer(ask(("127.0.0.1", free_port))).endswith("Hello world!")
     example.ends_after("job: done")
     assert "grabs the violin" in example.lines
+
+
+def test_17_grpc_aio(example: Running, free_port: int) -> None:
+    """The job that a call began is ended, and the call was answered before."""
+    grpc: Any = pytest.importorskip("grpc")
+    start(example, "17_grpc_aio.py", env={"EXAMPLE_PORT": str(free_port)})
+    with grpc.insecure_channel(f"127.0.0.1:{free_port}") as channel:
+        export = channel.unary_unary("/example.Reports/Export")
+        assert export(b"42", timeout=TIMEOUT, wait_for_ready=True) == b"begun: 42"
+        example.expect("export: begun")
+        example.ends_after("export: done")
 
 
 def test_under_sixty_lines() -> None:

@@ -23,8 +23,11 @@ def test_dismissed_handler_is_not_called_but_given_back() -> None:
         assert gate.chained() == [theirs]
         gate.dismiss(lambda handler: handler is not theirs)
         assert gate.chained() == [theirs]
+        signal.raise_signal(signal.SIGTERM)
+        assert gate.has_chained()
         gate.dismiss(lambda handler: handler is theirs)
         assert gate.chained() == []
+        assert not gate.has_chained()  # nor is it called for the signal that came before
         gate.disarm()
         assert signal.getsignal(signal.SIGTERM) is theirs
     finally:

@@ -1,0 +1,95 @@
+"""Programs that are no HTTP servers, as services of a manager that plays systemd; and a Redis for those that fetch from one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from requiem_systemd.testing import FakeManager
+from tests.conformance.conftest import TIMEOUT_STOP, Server
+from tests.conformance.subjects import Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: Words that nothing writes when all is well.
+ALARMS: Final = (
+    "Traceback",
+    "Warning",
+    "was destroyed",
+    "never awaited",
+    "never retrieved",
+    "CRITICAL",
+    "ERROR",
+    "abandoned",
+    "let go",
+)
+
+
+class Program(Server):
+    """One program as a running service; it listens nowhere, or says itself when it does."""
+
+    def launch(self, **env: str) -> Program:
+        """Start it, and wait until it is ready."""
+        self.start(activated=True, **env)
+        return self
+
+    def ended(self, status: int = 0) -> list[str]:
+        """See Server.ended; multiprocessing's own helpers end when they have seen the end of their owner."""
+        self.wait_for(lambda: self.manager.unit.state in ("dead", "failed"))
+        self.wait_for(lambda: not self.processes(), poll=True)
+        return super().ended(status)
+
+    def sigint_again(self) -> None:
+        """Send SIGINT twice, more than a second apart."""
+        self.manager.kill("SIGINT")
+        begun = self.manager.wait_message("EXTEND_TIMEOUT_USEC").at
+        self.wait_for(lambda: any(message.at > begun + 1.2 for message in self.manager.messages))
+        self.manager.kill("SIGINT")
+
+    def is_clean(self) -> None:
+        """Expect that nothing in its output says that anything was amiss."""
+        assert not [word for word in ALARMS if word in self.output], self.output
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Signal every process of it, as a terminal, or KillMode=control-group, does."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def program(folder: Path, *command: str, port: int = 0, notify_access: str = "main") -> Iterator[Program]:
+    """Return a program, not started: `{bin}`, `{python}` and `{port}` in the command are filled in. It ends with the block."""
+    with FakeManager(timeout_stop=TIMEOUT_STOP, notify_access=notify_access) as manager:
+        made = Program(Subject(command[0], command, command, notify_access=notify_access), manager, folder, port)
+        try:
+            yield made
+        finally:
+            made.kill()
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """Run a Redis of our own that keeps nothing; return its URL."""
+    path = shutil.which("redis-server") or pytest.skip("no redis-server (Debian: apt install redis-server)")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words: list[Any] = [path, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        while "eady to accept connections" not in (line := server.stdout.readline()):
+            assert line, "redis-server did not come up"
+        try:
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            server.terminate()
