@@ -51,9 +51,7 @@ def receive(sock: socket.socket) -> Packet | None:
     if not data and not fds:
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            msg = "a packet that is too long"
-            raise ProtocolError(msg)
+        data = b"" if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else data  # too long, or with too many descriptors
         return Packet(dict(decode(data)), tuple(fds))
     except ProtocolError as error:
         LOG.debug("a packet is dropped: %s", error)

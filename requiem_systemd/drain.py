@@ -16,7 +16,7 @@ from requiem_systemd.ledger import HOOK, JOB, LISTENER, REQUEST, WORKER, Entry, 
 from requiem_systemd.limits import Limits, kind_of
 from requiem_systemd.protocol import duration, usec
 from requiem_systemd.setting import Setting
-from requiem_systemd.stacks import describe
+from requiem_systemd.stacks import brief, describe
 
 LOG: Final = logging.getLogger("requiem_systemd")
 SHOW_EVERY: Final = 1.0
@@ -162,7 +162,7 @@ class Drain:
         kinds = Counter(kind_of(entry) for entry, _ in entries)
         oldest = next((entry for entry, _ in entries if kind_of(entry) == JOB), None)
         sums: dict[str, object] = {"X_REQUIEM_JOBS": kinds[JOB] + kinds[HOOK], "X_REQUIEM_REQUESTS": kinds[REQUEST]}
-        return sums if oldest is None else {**sums, "X_REQUIEM_OLDEST": report.brief(self.limits.info(oldest))}
+        return sums if oldest is None else {**sums, "X_REQUIEM_OLDEST": brief(self.limits.info(oldest))}
 
     def _line(self) -> str:
         setting = self._setting

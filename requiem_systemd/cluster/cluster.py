@@ -51,22 +51,23 @@ class Cluster:
         primary: Primary | None = None,
         **options: Any,
     ) -> None:
-        if not callable(target):
+        given: object = target  # callers without a type checker may give anything
+        if not callable(given):
             msg = f"Cluster({type(target).__name__}): give a function that takes the service"
             raise TypeError(msg)
         if not 0.0 <= jitter <= 1.0:
             msg = f"jitter={jitter!r}: give a part from 0 to 1"
             raise ValueError(msg)
-        self.target = target
-        self.max_requests = None if max_requests is None else _count("max_requests", max_requests)
-        self.plan = Plan(
+        self.target: Callable[[Service], object] = target
+        self.max_requests: int | None = None if max_requests is None else _count("max_requests", max_requests)
+        self.plan: Plan = Plan(
             _cpus() if workers == "auto" else _count("workers", workers),
             length("start_timeout", start_timeout),
             None if max_age is None else length("max_age", max_age),
             jitter,
             _count("max_crashes", max_crashes),
         )
-        self.options = options
+        self.options: dict[str, Any] = options
         self._primary = primary
         self._failure = ""
 

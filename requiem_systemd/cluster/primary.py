@@ -59,6 +59,8 @@ class Primary:
         self.workers: dict[int, Worker] = {}
         self.watcher: Watcher | None = None
         self.wanted: int = 0  # by a Cluster; 0 where the user forks by hand
+        self.note: str = ""  # for operators, behind the sum
+        self._shown = ""
         self.hooks: Hooks = Hooks(service.ledger, EVENTS)
         self._lock = threading.Lock()
         self._count = 0
@@ -173,7 +175,10 @@ class Primary:
         engine = self._engine
         if engine is not None and (self.wanted or engine.begun):
             text = summary((worker.seen for worker in self.workers.values()), 0 if engine.begun else self.wanted)
-            engine.set_status(text)
+            text += f"; {self.note}" if self.note else ""
+            if text != self._shown:
+                self._shown = text
+                engine.set_status(text)
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 

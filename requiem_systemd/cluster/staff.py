@@ -137,7 +137,8 @@ class Staff:
             return
         if worker in self.new:
             self.new.remove(worker)
-            self._fail(f"worker {worker.id} {how} before it was ready" if worker not in self._retire else f"worker {worker.id} {how}")
+            early = "" if worker in self._retire or worker.phase is not Phase.DEAD else " before it was ready"
+            self._fail(f"worker {worker.id} {how}{early}")
         elif worker in self.serving:
             self._replace(worker, how)
         self.look()
@@ -206,6 +207,7 @@ class Staff:
 
     def _answer(self) -> None:
         waiters, self._waiters = self._waiters, []
+        self._primary.note = f"reload failed: {self._reason}" if self._reason and self.roll is not Roll.OVER else ""
         for waiter in waiters:
             waiter(self._reason)
 

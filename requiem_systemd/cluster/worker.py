@@ -17,7 +17,9 @@ from requiem_systemd.loop import Loop
 class Owner(Protocol):
     """What a worker needs of its primary; everything is called in the loop."""
 
-    loop: Loop
+    @property
+    def loop(self) -> Loop:
+        """The engine's."""
 
     def told(self, worker: Worker, event: str, *arguments: object) -> None:
         """Hear what users hear."""

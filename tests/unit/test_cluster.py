@@ -43,7 +43,7 @@ def test_command_is_run_again() -> None:
     """Word by word, by this very interpreter."""
     argv = ["python3", "-u", "app.py", "--port", "80"]
     assert ["/usr/bin/python3.11", *argv[1:]] == command.again("/usr/bin/python3.11", argv, lambda _: True)
-    assert ["/p", "-c", "x"] == command.again("/p", ["python", "-c", "x"], lambda _: False)
+    assert command.again("/p", ["python", "-c", "x"], lambda _: False) == ["/p", "-c", "x"]
 
 
 @pytest.mark.parametrize(
@@ -69,16 +69,16 @@ def test_worker_knows_its_place() -> None:
     environ |= {"LISTEN_PID": "7", "REQUIEM_WORKER_PID": "7"}
     told = read(environ, 7)
     assert Place(3, 5, "sb") == told.worker
-    assert ((3, "http"), (4, "admin")) == told.listeners
-    assert ("fd:5", None, None, None, ()) == (
+    assert told.listeners == ((3, "http"), (4, "admin"))
+    assert (
         told.notify_socket,
         told.exec_pid,
         told.runtime_directory,
         told.container,
         told.problems,
-    )
+    ) == ("fd:5", None, None, None, ())
     other = read(environ, 8)
-    assert (None, "/run/systemd/notify") == (other.worker, other.notify_socket)
+    assert (other.worker, other.notify_socket) == (None, "/run/systemd/notify")
 
 
 @pytest.mark.parametrize("text", ["", "x", "1:2", "1:2:3:", "-1:5:", "1:5:B", "1:5:b\n"])
@@ -93,7 +93,7 @@ def test_nonsense_is_no_place(text: str) -> None:
 def test_every_phase_ends() -> None:
     """Whatever phase a worker is in, it can die, once."""
     for phase in set(Phase) - {Phase.DEAD}:
-        assert (Phase.DEAD, "exit") == LIFE[phase, Said.ENDED]
+        assert LIFE[phase, Said.ENDED] == (Phase.DEAD, "exit")
     assert not [key for key in LIFE if key[0] is Phase.DEAD]
 
 
@@ -115,7 +115,7 @@ def test_every_roll_is_answered() -> None:
     for (before, _), (after, steps) in ROLLS.items():
         if before in (Roll.TRYING, Roll.FILLING) and after in (Roll.RESTING, Roll.OVER):
             assert Step.ANSWER in steps
-    assert (Roll.OVER, (Step.ANSWER,)) == ROLLS[Roll.OVER, Turn.ROLL]
+    assert ROLLS[Roll.OVER, Turn.ROLL] == (Roll.OVER, (Step.ANSWER,))
 
 
 # -- deaths
@@ -123,8 +123,8 @@ def test_every_roll_is_answered() -> None:
 
 def test_pauses_grow() -> None:
     """The first round of replacements comes at once, each further round later, up to a limit."""
-    assert [0.0, 0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.4] == [policy.pause(failed, 2) for failed in range(8)]
-    assert policy.PAUSE_MAX == policy.pause(10_000, 1)
+    assert [policy.pause(failed, 2) for failed in range(8)] == [0.0, 0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.4]
+    assert policy.pause(10_000, 1) == policy.PAUSE_MAX
 
 
 def test_stable_worker_ends_the_streak() -> None:
@@ -143,7 +143,7 @@ def test_loop_needs_everybody_to_fail() -> None:
 
 def test_jitter_only_shortens() -> None:
     """Recycling comes at the limit or earlier."""
-    assert [1000.0, 950.0, 900.0] == [policy.spread(1000, 0.1, chance) for chance in (0.0, 0.5, 1.0)]
+    assert [policy.spread(1000, 0.1, chance) for chance in (0.0, 0.5, 1.0)] == [1000.0, 950.0, 900.0]
 
 
 # -- the status
