@@ -29,6 +29,7 @@ _KINDS: Final[dict[str, Factory | str]] = {
     "tornado.httpserver.HTTPServer": "requiem_systemd.adapters.tornadoservers:http",
     "tornado.tcpserver.TCPServer": "requiem_systemd.adapters.tornadoservers:tcp",
     "twisted.internet.tcp.Port": "requiem_systemd.adapters.twistedports:door",
+    "waitress.server.BaseWSGIServer": "requiem_systemd.adapters.waitressservers:door",
 }
 
 
