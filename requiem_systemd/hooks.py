@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from requiem_systemd.errors import DrainingError
+from requiem_systemd.errors import DrainingError, ReloadError
 from requiem_systemd.joins import qualified
 from requiem_systemd.ledger import HOOK, Ledger, More, Record
 
@@ -112,7 +112,8 @@ class Hooks:
                     self._call(hook, arguments)
                 except BaseException as error:
                     errors.append(error)
-                    LOG.exception("%s failed", record.name)
+                    if not isinstance(error, ReloadError):  # that has said it all, and the engine passes it on
+                        LOG.exception("%s failed", record.name)
                 finally:
                     self._ledger.leave(record)
             then(errors)

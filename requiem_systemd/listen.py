@@ -279,7 +279,10 @@ class Listeners:
             )
             return None
         # What NonBlocking= says is what Python shall think of it; the flag itself is shared with other processes.
-        sock.settimeout(None if os.get_blocking(fd) else 0.0)
+        if not os.get_blocking(fd):
+            sock.settimeout(0.0)
+        elif sock.gettimeout() is not None:  # not in any case: a sibling's event loop may just have made it non-blocking
+            sock.settimeout(None)
         # What a primary has bound, it lets go as its workers do: nobody waits there for a next process.
         self._known.append(_Kept(sock, origin, passed=origin is not Origin.BOUND))
         return sock

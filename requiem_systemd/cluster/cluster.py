@@ -96,7 +96,11 @@ class Cluster:
         if setting.options.drain_timeout is not None:  # the workers' own; this process lasts until they have ended
             setting.options = setting.options._replace(drain_timeout=setting.options.drain_timeout + setting.options.exit_timeout)
         staff = Staff(primary, self.plan, functools.partial(self._give_up, service))
-        service.on("reload", functools.partial(_roll, service, staff))
+
+        def roll() -> None:
+            _roll(service, staff)
+
+        service.on("reload", roll)
         service.engine.loop.call(staff.begin)
         try:
             service.wait()

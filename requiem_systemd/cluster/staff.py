@@ -81,7 +81,7 @@ class Staff:
             return
         now = self._primary.loop.clock.now()
         for worker in [*self.serving, *self.new]:
-            if worker.phase in STARTING and now >= self._since[worker] + self.plan.start_timeout:
+            if self._is_coming(worker) and now >= self._since[worker] + self.plan.start_timeout:
                 self._too_late(worker)
         if now >= self._respawn_at and len(self.serving) < self.plan.workers:
             self._respawn(now)
@@ -94,10 +94,10 @@ class Staff:
     # -- what workers do: primary.Watcher ------------------------------------------------------------------------------
 
     def changed(self, worker: Worker) -> None:
-        """See whether it is ready, or leaves unasked."""
+        """See whether it is ready, or leaves unasked: what was in service is replaced before it has ended."""
         if worker.phase is Phase.LISTENING and worker not in self._retire:
             self._ready(worker)
-        elif worker.phase is Phase.LEAVING and not worker.exited_after_disconnect:
+        elif worker.phase is Phase.LEAVING and not worker.exited_after_disconnect and worker in self._retire:
             self._lost(worker, "drains unasked")
 
     def tired(self, worker: Worker) -> None:
@@ -239,6 +239,10 @@ class Staff:
                 return
             self.serving.append(worker)
 
+    def _is_coming(self, worker: Worker) -> bool:
+        """Say whether it was not ready yet; one that fails goes by a drain, and its exit status says more than that."""
+        return worker not in self._retire
+
     def _is_due(self, worker: Worker, now: float) -> bool:
         return worker.phase is Phase.LISTENING and now >= self._retire.get(worker, math.inf)
 
@@ -247,7 +251,7 @@ class Staff:
         self._failed(reason)
 
     def _set_alarm(self, now: float) -> None:
-        times = [self._since[worker] + self.plan.start_timeout for worker in [*self.serving, *self.new] if worker.phase in STARTING]
+        times = [self._since[worker] + self.plan.start_timeout for worker in [*self.serving, *self.new] if self._is_coming(worker)]
         if len(self.serving) < self.plan.workers:
             times.append(max(now, self._respawn_at))
         if self.roll is Roll.RESTING:
