@@ -104,9 +104,10 @@ class Primary:
             self.state("running")
         return self
 
-    def serve(self, options: str = "workers=2", *, ready: bool = True) -> Primary:
+    def serve(self, options: str = "workers=2", *, ready: bool = True, before: str = "requiem.initialize()") -> Primary:
         """Run the server."""
-        return self.start(SERVER.replace("OPTIONS", options).replace("FAULT\n", "fault()\n"), ready=ready)
+        code = SERVER.replace("OPTIONS", options).replace("FAULT\n", "fault()\n")
+        return self.start(code.replace("requiem.initialize()\nCluster(", f"{before}\nCluster("), ready=ready)
 
     def state(self, what: str, timeout: float = TIMEOUT) -> None:
         """Wait for a state of the unit."""
@@ -291,6 +292,46 @@ def test_interrupted_twice_abandons(primary: Primary) -> None:
     assert any('abandoned "export"' in line for line in lines)
 
 
+def test_limit_of_the_drain_is_the_workers(primary: Primary) -> None:
+    """Past drain_timeout the worker abandons and names its job; the primary ends after it, with its status."""
+    primary.serve("workers=1", before="requiem.initialize(drain_timeout=0.3)")
+    _, pid = primary.forked()
+    primary.ask("job")
+    primary.manager.stop()
+    lines = primary.ends(75)
+    primary.gone(pid)
+    assert any('abandoned "export"' in line for line in lines)
+    assert f"exit 1 {pid} 75" in lines
+
+
+def test_stopped_while_workers_start(primary: Primary) -> None:
+    """A stop that comes before anybody is ready ends it at once, and well."""
+    primary.fault.write_text("import threading; threading.Event().wait()")
+    primary.serve(ready=False)
+    primary.forked()
+    primary.manager.stop()
+    primary.ends()
+    assert ["STOPPING"] == primary.manager.sent
+
+
+def test_jobs_child_does_not_speak_for_its_worker(primary: Primary) -> None:
+    """What a worker starts finds neither a manager nor a place in the cluster in its environment."""
+    code = "import os; print('child', sorted(name for name in os.environ if name.startswith(('NOTIFY', 'LISTEN', 'REQUIEM'))))"
+    primary.fault.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])")
+    primary.serve("workers=1")
+    primary.expect("child []")
+    primary.manager.stop()
+    primary.ends()
+
+
+def test_worker_cannot_be_started(primary: Primary) -> None:
+    """Where no process can be had the service ends, and says why."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (11, 11)); requiem.initialize()"
+    primary.serve("workers=1, max_crashes=2", ready=False, before=limit)
+    assert any("WorkerError: worker " in line and " cannot be started: " in line for line in primary.ends(1))
+    assert "Failed: worker" in primary.manager.status
+
+
 def test_nothing_can_be_run_again_from_a_pipe(manager: FakeManager) -> None:
     """A program from standard input is a WorkerError at once."""
     process = manager.spawn(
@@ -379,9 +420,8 @@ def test_roll_that_fails_keeps_the_old(primary: Primary) -> None:
     old = {primary.forked()[1] for _ in range(2)}
     primary.fault.write_text("raise SystemExit(3)")
     primary.manager.reload()
-    primary.status("Reload failed: worker 3 ")
+    primary.status("Reload failed: worker 3 ended with status 3 before it was ready")
     assert {primary.ask() for _ in range(20)} <= old
-    primary.status("2 of 2 workers: up; reload failed: worker 3 ")
     primary.fault.unlink()
     primary.manager.reload()
     primary.manager.wait_for(lambda: primary.manager.sent.count("READY") == 3)
