@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from requiem_systemd.cluster import command
-from requiem_systemd.cluster.policy import spread
+from requiem_systemd.cluster.policy import Plan, spread
 from requiem_systemd.cluster.primary import Primary
-from requiem_systemd.cluster.staff import Plan, Staff
+from requiem_systemd.cluster.staff import Staff
 from requiem_systemd.errors import AbandonedError, ReloadError, WorkerError
 from requiem_systemd.ledger import REQUEST, More
 from requiem_systemd.protocol import length

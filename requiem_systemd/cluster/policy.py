@@ -17,6 +17,16 @@ PAUSE_MAX: Final = 30.0
 RECYCLE_AGAIN: Final = 60.0
 
 
+class Plan(NamedTuple):
+    """What a Cluster was told; lengths in seconds."""
+
+    workers: int
+    start_timeout: float = 90.0
+    max_age: float | None = None
+    jitter: float = 0.1
+    max_crashes: int = 8
+
+
 # -- one worker's life
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any, Final, Protocol, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 from requiem_systemd import channel, exits
 from requiem_systemd.arming import in_main_thread
 from requiem_systemd.cluster import command
+from requiem_systemd.cluster.passed import Passed, find_listener
 from requiem_systemd.cluster.policy import summary
-from requiem_systemd.cluster.worker import Worker
-from requiem_systemd.doors import Doors
+from requiem_systemd.cluster.worker import Watcher, Worker
 from requiem_systemd.engine import Engine
-from requiem_systemd.errors import ListenerError, WorkerError
+from requiem_systemd.errors import WorkerError
 from requiem_systemd.hooks import Hooks
 from requiem_systemd.latch import Latch
-from requiem_systemd.listen import Listeners, Origin
 from requiem_systemd.loop import Loop
 from requiem_systemd.service import Service
 from requiem_systemd.wayout import EX_TEMPFAIL
@@ -33,22 +32,6 @@ EVENTS: Final = MappingProxyType({"fork": 1, "online": 1, "listening": 1, "disco
 CLEAN: Final = frozenset(("SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE"))
 # How long abandoned workers have to name what they abandon.
 ABANDON_WITHIN: Final = 5.0
-
-
-class Watcher(Protocol):
-    """Who hears of every worker; in the loop."""
-
-    def changed(self, worker: Worker) -> None:
-        """Hear that it is another than before: ready, leaving, of another status."""
-
-    def tired(self, worker: Worker) -> None:
-        """Hear that it has served enough."""
-
-    def ended(self, worker: Worker) -> None:
-        """Hear that it has ended."""
-
-    def drain(self) -> None:
-        """Hear that the drain has begun."""
 
 
 class Primary:
@@ -142,7 +125,7 @@ class Primary:
     def changed(self, worker: Worker, packet: channel.Packet) -> None:
         """Take what a worker has said."""
         if "X_REQUIEM_LISTENER" in packet.values:
-            channel.answer_listener(packet, self._find_listener)
+            channel.answer_listener(packet, functools.partial(find_listener, self.service))
             return
         channel.close_all(packet.fds)
         if self.watcher is not None:
@@ -266,34 +249,6 @@ class Primary:
         if engine is not None and engine.begun and not closed and (worker.exit_status == EX_TEMPFAIL or killed):
             limits = engine.drain.limits
             limits.abandoned += (limits.info(worker.record),)
-
-    def _find_listener(self, name: str, fallback: Any, keep: bool) -> tuple[socket.socket, str]:  # noqa: FBT001 - as it came
-        listening = self.service.listening
-        if self.service.draining():
-            msg = f"listener {name!r} is not bound any more: the service drains"
-            raise ListenerError(msg)
-        sock = listening.listener(name, fallback=fallback, keep=keep)
-        return sock, listening.origin(sock).letter
-
-
-class Passed:
-    """A door: the listeners that workers have too. Here they are only closed."""
-
-    label: str = "of the workers"
-
-    def __init__(self, listening: Listeners, doors: Doors) -> None:
-        self._listening = listening
-        self._doors = doors
-
-    def shut(self, done: Callable[[], object]) -> None:
-        """Close them: see doors.Door."""
-        for _, sock, origin in self._listening.to_pass():
-            if self._listening.was_passed(sock):
-                self._doors.watch(sock)
-            if origin == Origin.BOUND.letter:
-                self._listening.unlink(sock)
-            sock.close()
-        done()
 
 
 def _nothing() -> None:

@@ -6,11 +6,11 @@ import logging
 import math
 import random
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from requiem_systemd import report
 from requiem_systemd.cluster import policy
-from requiem_systemd.cluster.policy import ROLLS, Phase, Roll, Step, Turn
+from requiem_systemd.cluster.policy import ROLLS, Phase, Plan, Roll, Step, Turn
 from requiem_systemd.cluster.primary import Primary
 from requiem_systemd.cluster.worker import Worker
 from requiem_systemd.errors import RequiemError
@@ -18,16 +18,6 @@ from requiem_systemd.protocol import duration
 
 LOG: Final = logging.getLogger("requiem_systemd")
 STARTING: Final = frozenset((Phase.FORKED, Phase.ONLINE))
-
-
-class Plan(NamedTuple):
-    """What a Cluster was told; lengths in seconds."""
-
-    workers: int
-    start_timeout: float = 90.0
-    max_age: float | None = None
-    jitter: float = 0.1
-    max_crashes: int = 8
 
 
 class Staff:
@@ -107,7 +97,7 @@ class Staff:
 
     def ended(self, worker: Worker) -> None:
         """See who was lost."""
-        self._lost(worker, _how(worker))
+        self._lost(worker, worker.how())
         self._since.pop(worker, None)
         self._retire.pop(worker, None)
 
@@ -261,9 +251,3 @@ class Staff:
             self._primary.loop.alarm(self.look, when)
         else:
             self._primary.loop.cancel(self.look)
-
-
-def _how(worker: Worker) -> str:
-    if worker.exit_signal:
-        return f"died of {worker.exit_signal}"
-    return "ended" if worker.exit_status is None else f"ended with status {worker.exit_status}"

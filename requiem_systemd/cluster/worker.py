@@ -34,6 +34,22 @@ class Owner(Protocol):
         """Hear that its process has ended; nothing comes from it any more."""
 
 
+class Watcher(Protocol):
+    """Who hears of every worker; in the loop."""
+
+    def changed(self, worker: Worker) -> None:
+        """Hear that it is another than before: ready, leaving, of another status."""
+
+    def tired(self, worker: Worker) -> None:
+        """Hear that it has served enough."""
+
+    def ended(self, worker: Worker) -> None:
+        """Hear that it has ended."""
+
+    def drain(self) -> None:
+        """Hear that the drain has begun."""
+
+
 class Worker:
     """A worker process of this primary: `cluster.fork()` makes one."""
 
@@ -179,3 +195,9 @@ class Worker:
         self.close()
         self.step(Said.ENDED)
         self._owner.ended(self)
+
+    def how(self) -> str:
+        """Say how it ended."""
+        if self.exit_signal:
+            return f"died of {self.exit_signal}"
+        return "ended" if self.exit_status is None else f"ended with status {self.exit_status}"

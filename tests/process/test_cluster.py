@@ -311,7 +311,7 @@ def test_stopped_while_workers_start(primary: Primary) -> None:
     primary.forked()
     primary.manager.stop()
     primary.ends()
-    assert ["STOPPING"] == primary.manager.sent
+    assert primary.manager.sent == ["STOPPING"]
 
 
 def test_jobs_child_does_not_speak_for_its_worker(primary: Primary) -> None:
