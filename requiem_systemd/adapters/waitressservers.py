@@ -1,7 +1,8 @@
 """waitress: its listener is a door; the connections of WSGI requests end with the answer once the drain has begun.
 
-waitress has one thread for all sockets, which `trigger` has make a call. Its own way to stop is SystemExit in that thread, which our way
-out brings when all is done; by then the listener is closed, each connection with its last answer, or after the grace.
+waitress has one thread for all sockets, which `trigger` has make a call. Its own way to stop is SystemExit in that thread, but what
+`trigger` calls swallows that. So its loop is left with nothing to wait for, when the listener is closed, and each connection with its
+last answer or after the grace: `run()` returns.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class WaitressDoor:
         """See whether the last connection has been closed."""
         if self._done is not None and not self._server.accepting and not self._server.active_channels:
             done, self._done = self._done, None
+            self._server._map.clear()  # noqa: SLF001 - what its loop lasts for
             done()
 
     def _stop(self) -> None:

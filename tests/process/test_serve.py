@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ import asyncio, os
 async def app(scope, receive, send):
     assert scope["type"] == "http"
     if scope["path"] == "/slow":
+        begun()
         await asyncio.sleep(1)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text()))]})
     await send({"type": "http.response.body", "body": text()})
@@ -28,11 +30,15 @@ WSGI = """
 import os, time
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
+        begun()
         time.sleep(1)
     start_response("200 OK", [("Content-Length", str(len(text())))])
     return [text()]
 """
 TEXT = """
+def begun():
+    open(os.environ["BEGUN"], "wb").close()
+
 def text():
     return b"VERSION %d" % os.getpid()
 """
@@ -57,12 +63,20 @@ class Served:
         """Run it on a listener that is passed, and wait until it is up."""
         self.port = self.manager.listen("http").getsockname()[1]
         command = [sys.executable, "-B", "-m", "requiem_systemd", "serve", "app", "--app-dir", str(self._folder), *options]
-        self.manager.spawn(command, env={"PYTHONPATH": ROOT})
+        self.manager.spawn(command, env={"PYTHONPATH": ROOT, "BEGUN": str(self._folder / "begun")})
         self.manager.wait_for("running", 15)
 
     def connect(self) -> http.client.HTTPConnection:
         """Return a connection."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+
+    def ask_slowly(self) -> http.client.HTTPConnection:
+        """Send a request that takes a second, and come back when the application has it."""
+        os.mkfifo(self._folder / "begun")
+        connection = self.connect()
+        connection.request("GET", "/slow")
+        (self._folder / "begun").read_bytes()  # it opens when the other side does
+        return connection
 
     def ask(self, path: str = "/") -> tuple[str, int]:
         """Ask; return the version and the process that answered."""
@@ -82,10 +96,10 @@ def served(manager: FakeManager, tmp_path: Path, request: pytest.FixtureRequest)
 def test_alone(served: Served) -> None:
     """A request in flight is answered in the stop, and so is one on a connection that is kept; the unit ends well."""
     served.start()
-    kept, busy = served.connect(), served.connect()
+    kept = served.connect()
     kept.request("GET", "/")
     assert kept.getresponse().read().startswith(b"old ")
-    busy.request("GET", "/slow")
+    busy = served.ask_slowly()
     served.manager.stop()
     served.manager.wait_message("STOPPING")
     kept.request("GET", "/")
@@ -105,8 +119,7 @@ def test_workers_are_rolled(served: Served) -> None:
     served.start("--workers", "2")
     old = {served.ask() for _ in range(20)}
     assert {version for version, _ in old} == {"old"}
-    busy = served.connect()
-    busy.request("GET", "/slow")
+    busy = served.ask_slowly()
     served.write("new")
     served.manager.reload()
     served.manager.wait_for(lambda: served.manager.sent.count("READY") == 2, 15)
