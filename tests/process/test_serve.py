@@ -90,6 +90,7 @@ class Served:
 @pytest.fixture(params=[ASGI, WSGI], ids=["asgi", "wsgi"])
 def served(manager: FakeManager, tmp_path: Path, request: pytest.FixtureRequest) -> Served:
     """Return an application of each kind."""
+    pytest.importorskip("uvicorn" if request.param is ASGI else "waitress")
     return Served(manager, tmp_path, request.param)
 
 
