@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from requiem_systemd.errors import (
     AbandonedError,
@@ -17,6 +17,9 @@ from requiem_systemd.errors import (
 from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.service import Service, initialize, process
 from requiem_systemd.tracker import Tracker
+
+if TYPE_CHECKING:
+    from requiem_systemd.cluster import Cluster as Cluster  # for type checkers: it is loaded when asked for
 
 __all__ = [
     "AbandonedError",
@@ -79,5 +82,9 @@ def __getattr__(name: str) -> Any:
         import importlib  # noqa: PLC0415 - loaded when asked for: the core stands alone
 
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "Cluster":
+        from requiem_systemd import cluster  # noqa: PLC0415 - as above
+
+        return cluster.Cluster
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -21,7 +21,7 @@ from requiem_systemd.listen import Listeners
 from requiem_systemd.loop import Clock
 from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
-from requiem_systemd.protocol import Environment, give_back, read, take
+from requiem_systemd.protocol import TAKEN, Environment, Place, give_back, read, take
 from requiem_systemd.tracking import Tracking
 
 
@@ -211,6 +211,20 @@ class Arming(Tracking):
             return notifier.send(assignments, fds)
         finally:
             notifier.close()
+
+    @property
+    def place(self) -> Place | None:
+        """What a primary told this process, where it is a worker of a cluster."""
+        return self._told().worker
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment that a worker of ours gets: without what is for this process alone."""
+        return {name: value for name, value in self._environ.items() if name not in TAKEN}
+
+    @property
+    def armed(self) -> bool:
+        """Whether the service is armed."""
+        return self._armed is not None
 
     def follow(self, record: Record, pid: int) -> None:
         """Hold the stop by a record that is entered until a child process has ended; it is not reaped here."""

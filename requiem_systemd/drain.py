@@ -12,11 +12,11 @@ from typing import Final
 from requiem_systemd import journal, report
 from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.latch import Latch
-from requiem_systemd.ledger import HOOK, JOB, LISTENER, Entry, More, Record
+from requiem_systemd.ledger import HOOK, JOB, LISTENER, REQUEST, WORKER, Entry, More, Record
 from requiem_systemd.limits import Limits, kind_of
 from requiem_systemd.protocol import duration, usec
 from requiem_systemd.setting import Setting
-from requiem_systemd.stacks import describe
+from requiem_systemd.stacks import brief, describe
 
 LOG: Final = logging.getLogger("requiem_systemd")
 SHOW_EVERY: Final = 1.0
@@ -92,7 +92,7 @@ class Drain:
 
     def abandon(self) -> None:
         """Hold the stop for nothing any longer; name the jobs."""
-        self.limits.abandon([entry for entry, _ in self._setting.ledger.entries() if kind_of(entry) == JOB])
+        self.limits.abandon([entry for entry, _ in self._setting.ledger.entries() if kind_of(entry) in (JOB, WORKER)])
         self._setting.ledger.close(force=True)
 
     def close(self) -> None:
@@ -153,6 +153,17 @@ class Drain:
         """Show a text behind the drain's own line."""
         self._status = text
 
+    def sums(self) -> dict[str, object]:
+        """Say in a worker what its primary adds up; elsewhere nothing."""
+        setting = self._setting
+        if setting.environment.worker is None:
+            return {}
+        entries = setting.ledger.entries()
+        kinds = Counter(kind_of(entry) for entry, _ in entries)
+        oldest = next((entry for entry, _ in entries if kind_of(entry) == JOB), None)
+        sums: dict[str, object] = {"X_REQUIEM_JOBS": kinds[JOB] + kinds[HOOK], "X_REQUIEM_REQUESTS": kinds[REQUEST]}
+        return sums if oldest is None else {**sums, "X_REQUIEM_OLDEST": brief(self.limits.info(oldest))}
+
     def _line(self) -> str:
         setting = self._setting
         entries, now = setting.ledger.entries(), setting.ledger.clock()
@@ -167,7 +178,7 @@ class Drain:
             line = self._line()
             if line != self._shown:
                 self._shown = line
-                self._setting.notifier.tell(STATUS=line)
+                self._setting.notifier.tell(STATUS=line, **self.sums())
 
     def _warn(self) -> None:
         elapsed = self._setting.now() - self._began

@@ -64,6 +64,7 @@ class Engine:
         self._interrupted: float | None = None
         self._tries = TELL_TRIES
         self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
+        self._channel: Any = None  # a channel.Upward, in a worker of a cluster
         self._reload_waiters: list[Callable[[str], object]] = []
         self._reloading: list[Callable[[str], object]] = []
         self._reload_error = ""
@@ -131,6 +132,8 @@ class Engine:
         self._give_back()
 
     def _give_back(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
         self.drain.close()
         self.stopped.close()
         self.notifier.close()
@@ -142,7 +145,12 @@ class Engine:
             from requiem_systemd import control  # noqa: PLC0415 - it brings json, which the bare import need not pay for
 
             self._control = control.open_for(self.setting.environment, self.loop, self.reload)
-        if self.state is State.STARTING:
+        if self.setting.environment.worker is not None:
+            from requiem_systemd import channel  # noqa: PLC0415 - only workers of a cluster have one
+
+            self._channel = channel.Upward(self.setting.environment.worker.channel, self.loop, self._told_to_drain, self._left_alone)
+            self.notifier.tell(X_REQUIEM_ONLINE=1)
+        if self.state is State.STARTING and not self.setting.is_worker():
             self.loop.alarm(self._missing_ready, self.setting.now() + READY_WITHIN)
         self._watchdog.begin()
         if self.notifier:
@@ -219,6 +227,19 @@ class Engine:
         if self.setting.ledger.began is None:
             self._reason = clean(reason, 200)
         self.event(Event.DRAIN)
+
+    def _told_to_drain(self, reason: str) -> None:
+        """Begin as at SIGTERM: whoever else has a handler for it hears of the stop in the end."""
+        self.wayout.unasked = True
+        self.begin(reason)
+
+    def _left_alone(self) -> None:
+        """Drain and go when the primary has gone: nobody is there to be told."""
+        if self.setting.ledger.began is None:
+            LOG.warning("the primary has gone: the worker drains by itself")
+        self.notifier.close()
+        self.setting.notifier = Notifier(None)
+        self._told_to_drain("the primary has gone")
 
     def _interrupt(self, reason: str) -> None:
         now = self.setting.now()
@@ -332,7 +353,8 @@ class Engine:
     def _say_stopping(self) -> None:
         # One datagram: STOPPING=1 arms TimeoutStopSec, the extension in the same one is counted after it (252 to 262)
         self.drain.set_status(self._status)
-        self._tell(STOPPING=1, **FIRST, STATUS=self.drain.begin())
+        line = self.drain.begin()
+        self._tell(STOPPING=1, **FIRST, STATUS=line, **self.drain.sums())
         self.extender.begin()
 
     def _run_drain(self) -> None:

@@ -236,6 +236,12 @@ class Gate:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def tell_process(pidfd: int, name: str) -> None:
+    """Send another process a signal, by a descriptor that names it for good; nothing where it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.Signals[name])
+
+
 def _in_greenlet() -> bool:
     """Say whether threads are greenlets (gevent's monkey.patch_all): they run in the main thread, and their idents are no threads'.
 

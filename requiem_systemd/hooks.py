@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from requiem_systemd.errors import DrainingError, ReloadError
 from requiem_systemd.joins import qualified
 from requiem_systemd.ledger import HOOK, Ledger, More, Record
 
 LOG: Final = logging.getLogger("requiem_systemd")
-EVENTS: Final = ("begin", "reload", "stalled", "dead")
+# And how many arguments each has.
+EVENTS: Final = MappingProxyType({"begin": 1, "reload": 0, "stalled": 1, "dead": 1})
 
 
 class Hook(NamedTuple):
-    """One handler: whether it takes the event's argument, and the loop it runs in if it is a coroutine function."""
+    """One handler: how many of the event's arguments it takes, and the loop it runs in if it is a coroutine function."""
 
     function: Callable[..., Any]
-    takes_argument: bool
+    takes: int
     coroutine: bool
     loop: Any
 
@@ -28,9 +32,10 @@ class Hook(NamedTuple):
 class Hooks:
     """Handlers by event. While one runs it is a tracker; one that raises is logged, the rest still run."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, events: Mapping[str, int] = EVENTS) -> None:
         self._ledger = ledger
-        self._hooks: dict[str, list[Hook]] = {event: [] for event in EVENTS}
+        self._events = events
+        self._hooks: dict[str, list[Hook]] = {event: [] for event in events}
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -50,14 +55,14 @@ class Hooks:
         if coroutine and armed and loop is None and self.loop is None:
             msg = f"on({event!r}): no event loop runs; call on(), initialize() or aio.run() where one does, or give a plain function"
             raise RuntimeError(msg)
-        self._hooks[event].append(Hook(function, _takes_argument(function), coroutine, loop))
+        self._hooks[event].append(Hook(function, _takes(function, self._events[event]), coroutine, loop))
         if armed:
             self.open()
 
     def check(self, event: str) -> None:
         """Raise ValueError for an unknown event."""
         if event not in self._hooks:
-            msg = f"on({event!r}): there is no such event; there are {', '.join(EVENTS)}"
+            msg = f"on({event!r}): there is no such event; there are {', '.join(self._events)}"
             raise ValueError(msg)
 
     def has(self, event: str) -> bool:
@@ -70,7 +75,7 @@ class Hooks:
 
     def restore(self, registered: Mapping[str, Sequence[Hook]]) -> None:
         """Have only these registered."""
-        self._hooks = {event: list(registered.get(event, ())) for event in EVENTS}
+        self._hooks = {event: list(registered.get(event, ())) for event in self._events}
 
     @property
     def running(self) -> bool:
@@ -79,27 +84,36 @@ class Hooks:
 
     def emit(self, event: str, arguments: Sequence[object], then: Callable[[list[BaseException]], object]) -> None:
         """Run an event's handlers in the hooks' thread, then tell what they raised; at once where there is none."""
-        hooks = list(self._hooks[event])
+        self._run_all([(hook, f"{event} handler {qualified(hook.function)}") for hook in self._hooks[event]], arguments, then)
+
+    def run_once(self, function: Callable[..., Any], name: str, arguments: Sequence[object]) -> None:
+        """Run a plain function once, as if it were a handler."""
+        self._run_all([(Hook(function, _takes(function, len(arguments)), False, None), name)], arguments, list)
+
+    def _run_all(
+        self, hooks: Sequence[tuple[Hook, str]], arguments: Sequence[object], then: Callable[[list[BaseException]], object]
+    ) -> None:
         if not hooks:
             then([])
             return
         records = []
-        for hook in hooks:
-            record = Record(f"{event} handler {qualified(hook.function)}", None)
+        for _, name in hooks:
+            record = Record(name, None)
             record.more = More(HOOK)
-            if event != "dead":  # the ledger is closed by then
+            with contextlib.suppress(DrainingError):  # the ledger is closed: the way out holds
                 self._ledger.enter(record)
             records.append(record)
 
         def run() -> None:
             errors = []
-            for hook, record in zip(hooks, records, strict=True):
+            for (hook, _), record in zip(hooks, records, strict=True):
                 record.owner = threading.get_ident()
                 try:
                     self._call(hook, arguments)
                 except BaseException as error:
                     errors.append(error)
-                    LOG.exception("%s failed", record.name)
+                    if not isinstance(error, ReloadError):  # that has said it all, and the engine passes it on
+                        LOG.exception("%s failed", record.name)
                 finally:
                     self._ledger.leave(record)
             then(errors)
@@ -126,18 +140,23 @@ class Hooks:
 
     def close(self) -> None:
         """End the thread when it has done what waits."""
+        thread = self.end()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def end(self) -> threading.Thread | None:
+        """Have the thread end when it has done what waits; return it without waiting for it."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._queue.put(None)
-            if thread is not threading.current_thread():
-                thread.join()
+        return thread
 
     def _run(self) -> None:
         while (call := self._queue.get()) is not None:
             call()
 
     def _call(self, hook: Hook, arguments: Sequence[object]) -> None:
-        given = arguments if hook.takes_argument else ()
+        given = arguments[: hook.takes]
         if not hook.coroutine:
             hook.function(*given)
             return
@@ -160,13 +179,18 @@ def _is_coroutine(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def _takes_argument(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any], most: int) -> int:
+    """Say how many of `most` arguments a function takes."""
     import inspect  # noqa: PLC0415 - see _is_coroutine
 
     try:
-        inspect.signature(function).bind(object())
-    except TypeError:
-        return False
-    except ValueError:  # a builtin without a signature, such as a file's close
-        return False
-    return True
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin without a signature, such as a file's close
+        return 0
+    for count in range(most, 0, -1):
+        try:
+            signature.bind(*[object()] * count)
+        except TypeError:
+            continue
+        return count
+    return 0

@@ -25,6 +25,7 @@ REQUEST: Final = "request"
 CONNECTION: Final = "connection"
 LISTENER: Final = "listener"
 HOOK: Final = "hook"
+WORKER: Final = "worker"
 # Kinds that a hung peer can hold for ever: bounded by request_timeout, and let go without a word of abandonment.
 BOUNDED: Final = frozenset((REQUEST, CONNECTION, LISTENER))
 

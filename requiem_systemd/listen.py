@@ -40,6 +40,14 @@ class Origin(enum.Enum):
     KEPT = "fd store"
     BOUND = "bound here"
 
+    @property
+    def letter(self) -> str:
+        """How a primary tells its workers."""
+        return self.value[0]
+
+
+_BY_LETTER: Final = {origin.letter: origin for origin in Origin}
+
 
 class Listener(socket.socket):
     """A socket that listens once and is never shut down: both would reach everybody who holds the same listener."""
@@ -127,7 +135,9 @@ class Listeners:
 
     def seal(self) -> None:
         """Keep passed descriptors from children, as sd_listen_fds(3) does, also those that nobody asks for."""
-        for fd, _ in self._environment().listeners if _passes_descriptors() else ():
+        environment = self._environment()
+        fds = [fd for fd, _ in environment.listeners] + ([environment.worker.channel] if environment.worker else [])
+        for fd in fds if _passes_descriptors() else ():
             with contextlib.suppress(OSError):
                 os.set_inheritable(fd, False)
 
@@ -144,6 +154,14 @@ class Listeners:
     def serves_backlog(self, sock: Any) -> bool:
         """Say whether connections that wait at the begin are this process's to serve, not the next one's."""
         return self.origin(sock) is not Origin.UNIT
+
+    def to_pass(self) -> list[tuple[str, socket.socket, str]]:
+        """Return what a worker is to have: open listeners with their names, and where they come from, as a letter."""
+        with self._lock:
+            found = [(name, sock) for name, socks in self._all_passed().items() for sock in socks]
+            found += [(name, sock) for name, sock in self._named.items() if sock not in (other for _, other in found)]
+        usable = [(name, sock) for name, sock in found if sock.fileno() >= 0 and name and name.isascii() and ":" not in name]
+        return [(name, sock, self.origin(sock).letter) for name, sock in usable]
 
     def was_passed(self, sock: Any) -> bool:
         """Say whether the manager holds it as well: clients may wait at it when it is closed here."""
@@ -213,6 +231,8 @@ class Listeners:
             return passed[0]
         if fallback is None:
             raise ListenerError(self._not_passed(name))
+        if (worker := self._environment().worker) is not None:
+            return self._ask_primary(worker.channel, name, fallback, keep=keep)
         return self._bind(name, fallback, keep=keep)
 
     def _not_passed(self, name: str) -> str:
@@ -231,14 +251,17 @@ class Listeners:
     def _all_passed(self) -> Mapping[str, tuple[Listener, ...]]:
         if self._passed is None:
             found: dict[str, list[Listener]] = {}
-            for fd, name in self._environment().listeners if _passes_descriptors() else ():
-                sock = self._adopt(fd, name)
+            environment = self._environment()
+            origins = environment.worker.origins if environment.worker is not None else ""
+            passed = environment.listeners if _passes_descriptors() else ()
+            for (fd, name), letter in zip(passed, origins.ljust(len(passed), Origin.UNIT.letter), strict=False):
+                sock = self._adopt(fd, name, _BY_LETTER.get(letter, Origin.UNIT))
                 if sock is not None:
                     found.setdefault(name, []).append(sock)
             self._passed = MappingProxyType({name: tuple(socks) for name, socks in found.items()})
         return self._passed
 
-    def _adopt(self, fd: int, name: str) -> Listener | None:
+    def _adopt(self, fd: int, name: str, origin: Origin) -> Listener | None:
         """Make a socket of a passed descriptor; None, and the descriptor left alone, where it is none."""
         try:
             os.set_inheritable(fd, False)
@@ -256,8 +279,12 @@ class Listeners:
             )
             return None
         # What NonBlocking= says is what Python shall think of it; the flag itself is shared with other processes.
-        sock.settimeout(None if os.get_blocking(fd) else 0.0)
-        self._known.append(_Kept(sock, Origin.UNIT, passed=True))
+        if not os.get_blocking(fd):
+            sock.settimeout(0.0)
+        elif sock.gettimeout() is not None:  # not in any case: a sibling's event loop may just have made it non-blocking
+            sock.settimeout(None)
+        # What a primary has bound, it lets go as its workers do: nobody waits there for a next process.
+        self._known.append(_Kept(sock, origin, passed=origin is not Origin.BOUND))
         return sock
 
     # -- binding -------------------------------------------------------------------------------------------------------
@@ -283,6 +310,15 @@ class Listeners:
         self._known.append(
             _Kept(sock, Origin.KEPT if keep and self._store(name, sock) else Origin.BOUND, path)
         )
+        return sock
+
+    def _ask_primary(self, channel: int, name: str, fallback: Fallback, *, keep: bool) -> Listener:
+        """Have the primary bind it, once for all its workers."""
+        from requiem_systemd import channel as channels  # noqa: PLC0415 - only workers of a cluster have one
+
+        fd, letter = channels.ask_listener(channel, name, fallback, keep=keep)
+        sock = Listener(fileno=fd)
+        self._known.append(_Kept(sock, _BY_LETTER.get(letter, Origin.BOUND)))
         return sock
 
     def _store(self, name: str, sock: socket.socket) -> bool:

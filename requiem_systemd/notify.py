@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import errno
 import logging
+import os
 import select
 import socket
 import threading
@@ -41,10 +42,14 @@ class _Wire(SystemdNotifier):  # type: ignore[misc] # sdnotify has no types
 
 
 def connect(address: str) -> socket.socket:
-    """Connect to a manager's notification socket: /path, @abstract, vsock:CID:PORT and its typed forms.
+    """Connect to a manager's notification socket: /path, @abstract, vsock:CID:PORT and its typed forms; fd:N, a channel that is open.
 
     Raises OSError where nobody is there, ValueError for an address that sd_notify(3) does not describe.
     """
+    if address.startswith("fd:"):  # a worker's channel to its primary
+        sock = socket.socket(fileno=os.dup(int(address[3:])))
+        sock.setblocking(False)
+        return sock
     if not address.startswith("vsock"):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         target: object = "\0" + address[1:] if address.startswith("@") else address
@@ -141,7 +146,7 @@ class Notifier:
                 if fresh or attempt == 2:
                     raise
             else:
-                if wire.socket.type != socket.SOCK_DGRAM:
+                if (self.address or "").startswith("vsock") and wire.socket.type != socket.SOCK_DGRAM:
                     self.close()  # sd_notify(3): one message a connection
                 return
 

@@ -21,10 +21,14 @@ LISTEN_FDS_START: Final = 3
 TEXT_MAX: Final = 1024
 
 # What is taken out of the environment, so that no child process can speak for this one.
-TAKEN: Final = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID", "WATCHDOG_USEC")
+TAKEN: Final = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID", "WATCHDOG_USEC", "REQUIEM_WORKER", "REQUIEM_WORKER_PID")
+
+# What a primary's manager told it, and a worker inherits.
+_PRIMARYS: Final = frozenset(("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID", "RUNTIME_DIRECTORY", "container", "MANAGERPID"))
 
 _KEY: Final = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_PLACE: Final = re.compile(r"([0-9]{1,9}):([0-9]{1,9}):([a-z]*)")
 _SPAN: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Zµμ]*)")
 # the units of systemd.time(7), section "Parsing Time Spans"
 _UNITS: Final = MappingProxyType(
@@ -46,6 +50,14 @@ _UNITS: Final = MappingProxyType(
 )
 
 
+class Place(NamedTuple):
+    """What a primary told its worker: its number, the descriptor of their channel, and where each passed listener comes from."""
+
+    id: int
+    channel: int
+    origins: str
+
+
 class Environment(NamedTuple):
     """What the manager told this process; lengths in seconds."""
 
@@ -58,6 +70,7 @@ class Environment(NamedTuple):
     container: str | None = None
     invocation_id: str | None = None
     user_manager: bool = False
+    worker: Place | None = None
     limits: Mapping[str, float | str] = MappingProxyType({})
     problems: tuple[str, ...] = ()
 
@@ -240,6 +253,14 @@ def _limits(environ: Mapping[str, str], problem: Callable[[str], None]) -> Mappi
     return MappingProxyType(limits)
 
 
+def _worker(environ: Mapping[str, str], pid: int) -> Place | None:
+    """REQUIEM_WORKER: this very process is the worker of a primary (`requiem_systemd.cluster`)."""
+    if environ.get("REQUIEM_WORKER_PID") != str(pid):
+        return None
+    found = _PLACE.fullmatch(environ.get("REQUIEM_WORKER", ""))
+    return None if found is None else Place(int(found[1]), int(found[2]), found[3])
+
+
 def _pair(text: str | None) -> tuple[int, int] | None:
     device, _, inode = (text or "").partition(":")
     return (int(device), int(inode)) if device.isdecimal() and inode.isdecimal() else None
@@ -251,12 +272,15 @@ def read(environ: Mapping[str, str], pid: int, pidfdid: int | None = None) -> En
     `pidfdid` is the inode of the process's own pidfd where it is known (systemd 259 and later pass LISTEN_PIDFDID).
     """
     problems: list[str] = []
+    worker = _worker(environ, pid)
+    if worker is not None:  # its manager is the primary: what else the environment says was said to that one
+        environ = {name: value for name, value in environ.items() if name not in _PRIMARYS}
     notify_socket = environ.get("NOTIFY_SOCKET") or None
     if notify_socket is not None and not notify_socket.startswith(("/", "@", "vsock")):
         problems.append(f"NOTIFY_SOCKET={notify_socket[:80]!r} is no address that sd_notify(3) describes: the manager is not told anything")
         notify_socket = None
     return Environment(
-        notify_socket=notify_socket,
+        notify_socket=notify_socket if worker is None else f"fd:{worker.channel}",
         listeners=_listeners(environ, pid, pidfdid, problems.append),
         watchdog=_watchdog(environ, pid, problems.append),
         exec_pid=_whole(environ.get("SYSTEMD_EXEC_PID", ""), 2**31 - 1),
@@ -264,6 +288,7 @@ def read(environ: Mapping[str, str], pid: int, pidfdid: int | None = None) -> En
         runtime_directory=(environ.get("RUNTIME_DIRECTORY") or "").split(":")[0] or None,
         container=environ.get("container") or None,
         invocation_id=environ.get("INVOCATION_ID") or None,
+        worker=worker,
         user_manager="MANAGERPID" in environ and (environ.get("XDG_RUNTIME_DIR") or "\0") in (notify_socket or ""),
         limits=_limits(environ, problems.append),
         problems=tuple(problems),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from requiem_systemd.jobinfo import JobInfo
-from requiem_systemd.ledger import HOOK, JOB
+from requiem_systemd.ledger import HOOK, JOB, WORKER
 from requiem_systemd.protocol import clean, duration
 from requiem_systemd.stacks import brief
 
@@ -16,7 +16,7 @@ NO_RELOAD: Final = "the service is draining: nothing is reloaded any more"
 # What is shown of each kind, one and many; a hook holds like a job and is counted as one.
 _NOUNS: Final = (
     ("job", "jobs", frozenset((JOB, HOOK))),
-    ("worker", "workers", frozenset(("worker",))),
+    ("worker", "workers", frozenset((WORKER,))),
     ("request", "requests", frozenset(("request",))),
     ("connection", "connections", frozenset(("connection",))),
 )

@@ -38,6 +38,10 @@ class Setting:
         """Say whether this is the service's main process, as far as the manager tells; else it is a server's worker, or behind a wrapper."""
         return self.environment.exec_pid in (None, os.getpid())
 
+    def is_worker(self) -> bool:
+        """Say whether the manager is a primary, which knows by itself what became of us."""
+        return self.environment.worker is not None
+
     def in_container(self) -> bool:
         """Say whether a container runtime stands between us and a manager: it forwards READY and WATCHDOG only."""
         socket = self.environment.notify_socket

@@ -43,6 +43,7 @@ class WayOut:
         self.stopped: Latch = Latch()
         self.status: int = 0
         self.forced = False
+        self.unasked: bool = False  # a primary began it, not a signal
         self.gate: Gate | None = None
         self.main_is_free: Callable[..., bool] = _never
         self.main_heeds: Callable[[], bool] = bool
@@ -88,7 +89,7 @@ class WayOut:
     def _let_out(self) -> None:
         if not self._setting.is_main():  # a worker that was replaced: the service's status is not that one drained once
             self._setting.notifier.tell(STATUS="")
-        self.tell_others()
+        self.tell_others(unasked=self.unasked)
         self.stopped.set()
         grace = CHAINED_GRACE if self.others else 0.0
         if self.main_heeds() and not self.forced:

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Each is a module here with `run(argv) -> exit status`.
-VERBS: Final = MappingProxyType({"reload": "have a service reload, wait, and say how it went"})
+VERBS: Final = MappingProxyType(
+    {
+        "reload": "have a service reload, wait, and say how it went",
+        "serve": "run an ASGI or WSGI application, in one process or in several",
+    }
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -164,6 +164,28 @@ def test_17_grpc_aio(example: Running, free_port: int) -> None:
         example.ends_after("export: done")
 
 
+def test_11_cluster(example: Running, free_port: int) -> None:
+    """The same with its worker: disconnected after 2 s, it ends its job, and the primary hears of it."""
+    start(example, "11_cluster.py", env={"EXAMPLE_PORT": str(free_port), "EXAMPLE_SECONDS": "3"})
+    assert answer(ask(("127.0.0.1", free_port))).endswith("Hello world!")
+    assert example.ends() == 0
+    assert [line for line in example.lines if " - - [" not in line] == [
+        "listening",
+        "disconnecting 1",
+        "grabs the violin",
+        "job done",
+        "done",
+    ]
+
+
+def test_11_cluster_stopped(example: Running, free_port: int) -> None:
+    """A stop of the primary is held for the worker's job."""
+    start(example, "11_cluster.py", env={"EXAMPLE_PORT": str(free_port)})
+    example.expect("listening")
+    example.ends_after("job done")
+    assert "grabs the violin" in example.lines
+
+
 def test_under_sixty_lines() -> None:
     """No example has outgrown what one reads at a glance."""
     for path in EXAMPLES.glob("[0-9]*.py"):

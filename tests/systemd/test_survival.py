@@ -171,17 +171,19 @@ EXAMPLES: Final = {
     "07_watchdog": "turn: done",
     "08_reload": "Hello: done",
     "10_seed": "job: done",
+    "11_cluster": "job done",
 }
+#: Those that listen on a port, which several of them cannot share.
+ON_A_PORT: Final = ("10_seed", "11_cluster")
 
 
 @pytest.fixture(scope="module")
 def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
     """Stop the examples that begin jobs by themselves, jobs of 8 s, side by side."""
     sandbox.write("/run/requiem-tests/example.json", '{"greeting": "Hello"}')
-    sandbox.write(
-        "/run/requiem-tests/10_seed.py",
-        (CHECKOUT / "examples" / "10_seed.py").read_text().replace('("", PORT)', '("127.0.0.1", 0)'),
-    )
+    for name in ON_A_PORT:
+        text = (CHECKOUT / "examples" / f"{name}.py").read_text()
+        sandbox.write(f"/run/requiem-tests/{name}.py", text.replace('("", PORT)', '("127.0.0.1", 0)'))
     sandbox.write("/run/requiem-tests/fastapi/app.py", FASTAPI)
     sandbox.write(CLIENT_PATH, forms.CLIENT)
     uvicorn = f"{Path(python).parent}/uvicorn app:app --uds %t/%N/http --log-level warning"
@@ -190,7 +192,7 @@ def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
     for number, count in enumerate(rounds(repetitions)):
         with Fleet(sandbox, python, f"example{number}") as fleet:
             for name in EXAMPLES.keys() - {"04_fastapi", "05_worker_loop"}:
-                folder = "/run/requiem-tests" if name == "10_seed" else f"{CHECKOUT}/examples"
+                folder = "/run/requiem-tests" if name in ON_A_PORT else f"{CHECKOUT}/examples"
                 environment = (
                     "PYTHONUNBUFFERED=1 EXAMPLE_SECONDS=8 EXAMPLE_CONFIG=/run/requiem-tests/example.json"
                 )

@@ -131,9 +131,9 @@ def test_wheel_runs_from_its_own_files(built: Path, tmp_path: Path) -> None:
     assert done.stdout.split() == [str(tmp_path / "requiem_systemd" / "__init__.py"), "job"]
 
 
-def test_what_was_ported_says_whose_it_is() -> None:
+@pytest.mark.parametrize("example", ["examples/10_seed.py", "examples/11_cluster.py"])
+def test_what_was_ported_says_whose_it_is(example: str) -> None:
     """The ported example, the licence, and Debian's copyright file (where it is there) name the same author and file."""
-    example = "examples/10_seed.py"
     assert "cluster-requiem" in (ROOT / example).read_text()
     licence = (ROOT / "LICENSE").read_text()
     assert f"{example} is ported from cluster-requiem" in licence

@@ -1,0 +1,247 @@
+"""A cluster as one unit of a real systemd: stopped past its timeout, rolled under load, robbed of its processes."""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.systemd.conftest import UNITS, Unit, unit_text
+from tests.systemd.load import Figures, Load
+from tests.systemd.sandbox import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.systemd.sandbox import Sandbox
+
+SERVER = """
+import http.server, os, pathlib, threading, time
+import requiem_systemd as requiem
+from requiem_systemd import Cluster, cluster
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self):
+        answer = VERSION.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+def job():
+    time.sleep(SECONDS)
+    print("job done", flush=True)
+
+def serve(service):
+    global VERSION
+    VERSION = pathlib.Path("FOLDER/version").read_text()
+    if VERSION == "broken":
+        raise SystemExit("broken")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = requiem.listener("http")
+    requiem.track_socket(server)
+    for number in range(JOBS):
+        print("job begins", flush=True)
+        requiem.track(threading.Thread(target=job, daemon=True), label=f"job {number}").start()
+    requiem.ready("up")
+    server.serve_forever()
+
+cluster.on("exit", lambda worker, status, signal: print("exit", worker.id, status, signal, flush=True))
+cluster.on("listening", lambda worker: print("listening", worker.id, time.monotonic(), flush=True))
+requiem.initialize()
+Cluster(serve, workers=2).run()
+"""
+
+
+class Cluster(NamedTuple):
+    """A unit with two workers."""
+
+    unit: Unit
+    box: Sandbox
+    folder: str
+    port: int
+
+    def write(self, version: str) -> None:
+        """Put a version of the code there."""
+        self.box.write(f"{self.folder}/version", version)
+
+    def count(self, text: str) -> int:
+        """Count lines of its journal."""
+        return self.unit.journal().count(text)
+
+    def children(self) -> list[int]:
+        """Return its workers' processes, as numbered inside."""
+        return sorted(set(self.processes()) - {self.unit.main_pid})
+
+    def processes(self) -> list[int]:
+        """Return the processes in its cgroup."""
+        group = self.unit.show("ControlGroup")["ControlGroup"]
+        done = self.box.run("cat", f"/sys/fs/cgroup{group}/cgroup.procs", check=False)
+        return [int(word) for word in done.stdout.split()]
+
+    def descriptors(self) -> int:
+        """Count the primary's descriptors."""
+        return len(self.box.run("ls", f"/proc/{self.unit.main_pid}/fd").stdout.split())
+
+    def load(self, rate: int = 100) -> Load:
+        """Return a client."""
+        return Load(f"127.0.0.1:{self.port}", new=rate, keep=rate)
+
+
+@pytest.fixture
+def clustered(
+    sandbox: Sandbox, python: str, free_port: int, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Cluster]]:
+    """Return a function that starts such a unit, with jobs that its workers begin when they start; it ends with the test."""
+    name = f"cl-{request.node.name.split('[')[0].removeprefix('test_').replace('_', '-')[:40]}"
+    unit = Unit(sandbox, f"{name}.service")
+    request.node.stash.setdefault(UNITS, []).append(unit)
+
+    def clustered(*, jobs: int = 0, seconds: float = 0, **settings: object) -> Cluster:
+        made = Cluster(unit, sandbox, f"/run/requiem-tests/{name}", free_port)
+        made.write("old")
+        script = textwrap.dedent(SERVER).replace("FOLDER", made.folder)
+        sandbox.write(f"{made.folder}/app.py", script.replace("JOBS", str(jobs)).replace("SECONDS", str(seconds)))
+        sandbox.unit(f"{name}.socket", f"[Socket]\nListenStream=127.0.0.1:{free_port}\nFileDescriptorName=http\n")
+        usual = {
+            "Environment": f"PYTHONPATH={CHECKOUT}",
+            "RuntimeDirectory": name,
+            "ExecReload": f"{python} -m requiem_systemd reload --pid $MAINPID",
+        }
+        sandbox.unit(unit.name, unit_text(f"{python} -u {made.folder}/app.py", {**usual, **settings}))
+        sandbox.unit(f"{name}.target", f"[Unit]\nAfter={unit.name}\n")
+        sandbox.systemctl("start", f"{name}.target", f"{name}.socket", unit.name)
+        return made
+
+    yield clustered
+    names = (f"{name}.socket", unit.name)
+    sandbox.systemctl("stop", "--no-block", *names, check=False)
+    sandbox.systemctl("kill", "--signal=KILL", *names, check=False)
+    sandbox.systemctl("stop", *names, check=False)
+    sandbox.systemctl("reset-failed", *names, check=False)
+
+
+def failed(figures: Figures) -> int:
+    """Count what failed."""
+    return sum(figures.failed.values())
+
+
+def test_stop_holds_for_the_workers_jobs(clustered: Callable[..., Cluster]) -> None:
+    """Four jobs in two workers outlive TimeoutStopSec=2, and a daemon-reload past it; the unit ends well."""
+    made = clustered(jobs=2, seconds=8)
+    with made.box.popen("systemctl", "stop", made.unit.name) as stop:
+        time.sleep(2.5)  # until the configured timeout has passed, nothing tells of which
+        assert "in them 4 jobs, oldest" in made.unit.status_text
+        made.box.daemon_reload()
+        assert stop.wait(30) == 0
+    assert made.count("job done") == 4
+    assert (made.unit.result, made.processes()) == ("success", [])
+
+
+@pytest.mark.timeout(120)
+def test_reload_under_load(clustered: Callable[..., Cluster]) -> None:
+    """Three reloads with four jobs of 8 s in flight: no request fails, every answer is new code's, every job ends."""
+    made = clustered(jobs=2, seconds=8)
+    taken, silences = [], []
+    with made.load() as load:
+        for number in range(3):
+            made.write(f"version {number}")
+            begin = time.monotonic()
+            made.unit.reload()
+            end = time.monotonic()
+            taken.append(end - begin)
+            silences.append((begin, end + 0.2))
+            answer = made.box.run("curl", "-s", f"http://127.0.0.1:{made.port}/", check=False)
+            if answer.returncode != 127:
+                assert answer.stdout == f"version {number}"
+            time.sleep(0.3)  # of load between two reloads
+        figures = load.stop()
+    longest = max(figures.silence(*span) for span in silences)
+    print(
+        f"3 reloads of {statistics.median(taken):.2f} s (median), {figures.sent} requests, {failed(figures)} failed, "
+        f"longest silence {longest:.3f} s"
+    )
+    assert failed(figures) == 0, figures.failed
+    assert made.unit.status_text.startswith("2 of 2 workers: up")
+    assert made.unit.stop().result == "success"
+    assert made.count("job begins") == made.count("job done") == 16
+
+
+def test_reload_that_fails(clustered: Callable[..., Cluster]) -> None:
+    """New code that does not come up: systemctl reload fails and says why, the old serves on; the next reload goes well."""
+    made = clustered()
+    before = made.children()
+    made.write("broken")
+    with made.load(50) as load:
+        done = made.box.systemctl("reload", made.unit.name, check=False)
+        assert done.returncode != 0
+        figures = load.stop()
+    assert failed(figures) == 0, figures.failed
+    assert "requiem-systemd reload: worker 3 ended with status 1 before it was ready" in made.unit.journal()
+    assert (before, "active") == (made.children(), made.unit.state)
+    assert "reload failed: worker 3 ended with status 1" in made.unit.status_text.lower()
+    made.write("new")
+    made.unit.reload()
+    assert len(set(made.children()) - set(before)) == 2
+
+
+def test_killed_worker_under_load(clustered: Callable[..., Cluster]) -> None:
+    """Upon kill -9 of a worker: what was in flight in it fails at most; soon there are two again."""
+    made = clustered()
+    with made.load() as load:
+        victim = made.children()[0]
+        kill = f"import os, time; print(time.monotonic()); os.kill({victim}, 9)"
+        begin = float(made.box.run("python3", "-c", kill).stdout)
+        line = made.unit.wait_for("listening 3 ")
+        taken = float(line.split()[-1]) - begin
+        time.sleep(0.3)  # of load after it
+        figures = load.stop()
+    print(f"{figures.sent} requests, {failed(figures)} failed, full strength after {taken:.3f} s")
+    assert failed(figures) <= 25, figures.failed  # those in flight, and the pooled connections that it held
+    assert taken < 0.5
+    assert len(made.children()) == 2
+
+
+def test_killed_primary(clustered: Callable[..., Cluster]) -> None:
+    """Upon kill -9 of the primary: nothing of the unit is left, and the next start is clean."""
+    made = clustered(jobs=1, seconds=60, Restart="on-failure", RestartSec=0)
+    before = made.processes()
+    made.box.run("kill", "-9", str(made.unit.main_pid))
+    deadline = time.monotonic() + 20
+    while set(made.processes()) & set(before) or len(made.processes()) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert made.unit.wait_for("listening 2 ")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_fifty_rolls(clustered: Callable[..., Cluster]) -> None:
+    """Fifty reloads in a row with jobs of 60 s: no request fails, every job ends, nothing is left behind."""
+    made = clustered(jobs=1, seconds=60)
+    descriptors = made.descriptors()
+    with made.load(50) as load:
+        for number in range(50):
+            made.write(f"version {number}")
+            made.unit.reload()
+        deadline = time.monotonic() + 120
+        while len(made.processes()) > 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        figures = load.stop()
+    print(f"50 reloads, {figures.sent} requests, {failed(figures)} failed")
+    assert failed(figures) == 0, figures.failed
+    assert descriptors == made.descriptors()
+    made.unit.kill("INT")  # the last two have jobs of their own
+    assert made.unit.stop().result == "success"
+    assert made.count("job begins") == made.count("job done") == 102
