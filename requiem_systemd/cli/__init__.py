@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Each is a module here with `run(argv) -> exit status`.
-VERBS: Final = MappingProxyType({"reload": "have a service reload, wait, and say how it went"})
+VERBS: Final = MappingProxyType(
+    {
+        "reload": "have a service reload, wait, and say how it went",
+        "roll": "start a service's next generation, and have the old ones drain",
+        "drain": "stop all generations of a service, and wait for their jobs",
+    }
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
