@@ -16,6 +16,8 @@ VERBS: Final = MappingProxyType(
     {
         "reload": "have a service reload, wait, and say how it went",
         "serve": "run an ASGI or WSGI application, in one process or in several",
+        "roll": "start a service's next generation, and have the old ones drain",
+        "drain": "stop all generations of a service, and wait for their jobs",
     }
 )
 

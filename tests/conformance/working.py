@@ -42,12 +42,6 @@ class Program(Server):
         self.start(activated=True, **env)
         return self
 
-    def ended(self, status: int = 0) -> list[str]:
-        """See Server.ended; multiprocessing's own helpers end when they have seen the end of their owner."""
-        self.wait_for(lambda: self.manager.unit.state in ("dead", "failed"))
-        self.wait_for(lambda: not self.processes(), poll=True)
-        return super().ended(status)
-
     def sigint_again(self) -> None:
         """Send SIGINT twice, more than a second apart."""
         self.manager.kill("SIGINT")

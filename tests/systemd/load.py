@@ -6,7 +6,8 @@
 `--new` requests a second go over a new connection each, `--keep` over a pool of kept ones. A pooled connection whose close has
 been seen is dropped before it is used, as every HTTP client does; a request that dies on its way is not sent again, it
 has failed. The end comes after `--seconds`, or when standard input ends. Then one JSON object goes to standard output: `sent`, `ok`,
-`failed` (reason: count), `slowest` (seconds), `done` (when each answer was there, CLOCK_MONOTONIC) and `failures` (when, why).
+`failed` (reason: count), `slowest` (seconds), `done` (when each answer was there, CLOCK_MONOTONIC), `failures` (when, why) and
+`bodies` ("new BODY" and "kept BODY": how often, when a request that it answered was first sent, when last).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Figures(NamedTuple):
     slowest: float
     done: list[float]
     failures: list[list[Any]]
+    bodies: dict[str, list[float]]
 
     def silence(self, begin: float, end: float) -> float:
         """Return the longest time between two answers in a stretch of time."""
@@ -94,6 +96,7 @@ class Client:
         self.sent = 0
         self.done: list[float] = []
         self.failures: list[tuple[float, str]] = []
+        self.bodies: dict[str, list[float]] = {}
         self.slowest = 0.0
 
     async def send(self, *, keep: bool) -> None:
@@ -106,7 +109,7 @@ class Client:
             async with asyncio.timeout(PATIENCE):
                 if sock is None:
                     sock = await self.connect()
-                close = await self.exchange(sock, keep=keep)
+                body, close = await self.exchange(sock, keep=keep)
         except (OSError, ValueError) as error:
             self.failures.append((begin, f"{where}: {type(error).__name__}: {error}"))
             if sock is not None:
@@ -117,6 +120,8 @@ class Client:
             print("first", flush=True)
         self.done.append(now)
         self.slowest = max(self.slowest, now - begin)
+        count, first, last = self.bodies.get(f"{where} {body}", (0, begin, begin))
+        self.bodies[f"{where} {body}"] = [count + 1, min(first, begin), max(last, begin)]
         if close or not keep or len(self.pool) >= POOL:
             sock.close()
         else:
@@ -146,8 +151,8 @@ class Client:
             raise
         return sock
 
-    async def exchange(self, sock: socket.socket, *, keep: bool) -> bool:
-        """Send, and read the whole answer; say whether it announced a close."""
+    async def exchange(self, sock: socket.socket, *, keep: bool) -> tuple[str, bool]:
+        """Send, and read the whole answer; return its body, and whether it announced a close."""
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(sock, self.request + (b"\r\n" if keep else b"Connection: close\r\n\r\n"))
         data = b""
@@ -160,7 +165,7 @@ class Client:
         headers = dict(line.split(b": ", 1) for line in lines[1:])
         while len(body) < int(headers[b"content-length"]):
             body += await self.receive(sock)
-        return headers.get(b"connection") == b"close"
+        return body.decode(errors="replace"), headers.get(b"connection") == b"close"
 
     async def receive(self, sock: socket.socket) -> bytes:
         """Receive some; ConnectionError at the end."""
@@ -221,6 +226,7 @@ def main() -> None:
         client.slowest,
         client.done,
         [list(f) for f in client.failures],
+        client.bodies,
     )
     print(json.dumps(figures._asdict()))
 

@@ -21,17 +21,20 @@ def folder(sandbox: Sandbox) -> str:
     for path in UNITS.glob("*.s*"):
         sandbox.write(f"{FOLDER}/{path.name}", path.read_text())
         for program in re.findall(r"^Exec\w+=(\S+)", path.read_text(), re.MULTILINE):
-            sandbox.write(program.replace("%N", path.stem), "#!/bin/sh\n", mode=0o755)
+            named = program.replace("%N", path.stem).replace("%p", path.stem.removesuffix("@"))
+            sandbox.write(named, "#!/bin/sh\n", mode=0o755)
     return FOLDER
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(UNITS.glob("*.s*"))])
 def test_verified(sandbox: Sandbox, folder: str, name: str) -> None:
-    """`systemd-analyze verify` has nothing to say; of the type that is newer than 252 it says just that."""
+    """`systemd-analyze verify` has nothing to say; of what is newer than 252 it says just that."""
     done = sandbox.run("systemd-analyze", "verify", "--man=no", f"{folder}/{name}", check=False)
     said = [line for line in (done.stdout + done.stderr).splitlines() if name in line]
     if name == "notify-reload.service" and sandbox.systemd_version < 253:
         said = [line for line in said if "Failed to parse service type, ignoring: notify-reload" not in line]
+    if name == "rolling@.service" and sandbox.systemd_version < 254:
+        said = [line for line in said if not re.search("Unknown key '(RestartSteps|RestartMaxDelaySec)'", line)]
     assert said == []
     assert done.returncode == 0
 

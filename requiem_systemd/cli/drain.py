@@ -1,0 +1,82 @@
+"""`requiem-systemd drain`: stop all generations of a service, and wait until the last has ended.
+
+As the anchor's ExecStopPost= it looks first why it was called: a restart stops the anchor too, and there the next roll does the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from requiem_systemd.cli import generations
+from requiem_systemd.cli.roll import FAILED, UNAVAILABLE, anchor_type, say
+from requiem_systemd.cli.systemctl import Anchor, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_DESCRIPTION: Final = """\
+Stop all generations of a service, and wait until the last of their jobs has ended: what `systemctl stop NAME` does, and does by this.
+As ExecStopPost= of NAME.service it does nothing if the job is a restart, so that a restart is a roll. The exit status:
+
+  0  all have ended, or nothing was to be done
+  1  a generation did not end well (killed, or it abandoned jobs); stderr names it
+  2  wrong usage
+  3  there is nothing to drain, or systemd cannot be asked; stderr says what to do"""
+_EPILOG: Final = """\
+In NAME.service:
+
+    ExecStopPost=requiem-systemd drain %N
+
+and not ExecStop=, which systemd skips when a stop cuts in on a start or a reload."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the verb and return the exit status."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "requiem-systemd drain", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw
+    )
+    parser.add_argument("name", type=anchor_type, metavar="NAME", help="of NAME.service, whose instances NAME@... are")
+    parser.add_argument("--user", action="store_true", help="NAME is the calling user's manager's")
+    options = parser.parse_args(argv)
+    anchor = Anchor(options.name, user=options.user)
+    try:
+        if anchor.is_us():
+            if starts_again(anchor.job()):
+                os._exit(0)  # at once: a stop that comes in now turns the restart into a stop, and finds nobody who looks again
+        else:
+            anchor.stop([anchor.unit], block=True)
+        return _drain(anchor)
+    except UnavailableError as error:
+        print(f"requiem-systemd drain: {error}", file=sys.stderr)  # noqa: T201 - what a command line is for
+        return UNAVAILABLE
+
+
+def starts_again(job: str) -> bool:
+    """Say whether a job leaves the anchor started, or tries to: then the generations stay, whatever stops it now."""
+    return job not in ("stop", "")
+
+
+def _drain(anchor: Anchor) -> int:
+    sockets = [unit for unit in anchor.show("TriggeredBy")["TriggeredBy"].split() if unit.endswith(".socket")]
+    # Never waited for: the socket's stop is ordered behind the anchor's, which is us.
+    anchor.stop(sockets)
+    running = [one for one in anchor.instances() if not one.ended]
+    anchor.stop([one.unit for one in running])
+    if running:
+        say(f"waiting for:\n{generations.listing(running, time.monotonic())}")
+    # A roll that a person began may be about to start another; it ends when it sees the stop, and one that comes later begins nothing.
+    with anchor.locked(lambda: None):
+        pass
+    last = anchor.instances()
+    anchor.stop([one.unit for one in last if not one.ended], block=True)
+    begun = {one.unit for one in (*running, *last) if not one.ended}
+    bad = [one for one in anchor.instances() if one.unit in begun and one.active == "failed"]
+    for one in bad:
+        reason = generations.why(one, started=True)
+        print(f"requiem-systemd drain: {one.name} did not end well: {reason}", file=sys.stderr)  # noqa: T201 - same
+    return FAILED if bad else 0
