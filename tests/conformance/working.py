@@ -39,7 +39,7 @@ class Program(Server):
 
     def launch(self, **env: str) -> Program:
         """Start it, and wait until it is ready."""
-        self.start(activated=True, **env)
+        self.start(activated=True, ready=True, **env)
         return self
 
     def sigint_again(self) -> None:
