@@ -153,6 +153,25 @@ def test_10_seed(example: Running, free_port: int) -> None:
     assert "grabs the violin" in example.lines
 
 
+def test_12_aiohttp(example: Running, free_port: int) -> None:
+    """A task that a request began is ended."""
+    pytest.importorskip("aiohttp")
+    start(example, "12_aiohttp.py", env={"EXAMPLE_PORT": str(free_port)})
+    assert "begun" in answer(ask(("127.0.0.1", free_port), "/export"))
+    example.expect("export: begun")
+    example.ends_after("export: done")
+
+
+def test_13_flask(example: Running, free_port: int) -> None:
+    """A thread that a request began in a worker of gunicorn's is waited for."""
+    pytest.importorskip("flask")
+    gunicorn = ("-m", "gunicorn", "--no-control-socket", "--chdir", str(EXAMPLES), "-c", str(EXAMPLES / "13_gunicorn.conf.py"))
+    start(example, *gunicorn, "13_flask:app", env={"EXAMPLE_PORT": str(free_port), "PYTHONWARNINGS": "default"})
+    assert "begun" in answer(ask(("127.0.0.1", free_port), "/export"))
+    example.expect("export: begun")
+    example.ends_after("export: done")
+
+
 def test_17_grpc_aio(example: Running, free_port: int) -> None:
     """The job that a call began is ended, and the call was answered before."""
     grpc: Any = pytest.importorskip("grpc")
