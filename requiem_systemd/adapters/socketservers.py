@@ -65,6 +65,7 @@ class ServerDoor:
         self._done: Callable[[], object] | None = None
         self._closed = False
         self._serving = 0
+        self._has_served = False
         self._by_call = False
         self._junction: Junction | None = None
         self._theirs: dict[str, Callable[..., Any]] = {}
@@ -126,6 +127,7 @@ class ServerDoor:
     def _served(self) -> Any:
         with self._lock:
             self._serving += 1
+            self._has_served = True
             if CAN_JOIN and self._junction is None:
                 self._junction = join(self.server.socket.fileno(), self._shutting.fileno())
         try:
@@ -269,14 +271,20 @@ class ServerDoor:
                 done()
                 return
             self._done = done
-            if self.server.socket.fileno() < 0 or not (self._serving or self._by_call):
-                self._close()  # nobody is there to serve what waits
+            if self.server.socket.fileno() < 0 or not self._will_serve():
+                self._close()
             elif self._by_engine():
                 self._accept_backlog()
                 self._close()
             elif not CAN_JOIN:
                 self.server._BaseServer__shutdown_request = True  # noqa: SLF001 - shutdown() would block the engine
         self._shutting.set()
+
+    def _will_serve(self) -> bool:
+        """Say whether somebody serves, or is about to: a signal may come between `ready()` and `serve_forever()`, when clients wait."""
+        if self._serving or self._by_call:
+            return True
+        return not self._has_served and self._ours() and bool(readable(self.server.socket, timeout=0))
 
     def _by_engine(self) -> bool:
         return CAN_JOIN and (self._plain() or not self._ours())
