@@ -251,6 +251,16 @@ class Arming(Tracking):
         if self.gate is not None:
             self.gate.retake()
 
+    def release_signals(self) -> None:
+        """Leave the signals to a server that keeps them for itself: it calls `engine.heard`."""
+        if self.gate is not None:
+            self.gate.disarm()
+            self.engine.wayout.gate = None
+
+    def lend_listeners(self) -> None:
+        """Put LISTEN_* back into the environment, for a server that looks at it later than we did; it takes the descriptors."""
+        give_back(self._environ, {name: value for name, value in self._taken.items() if name.startswith("LISTEN_")}, listeners=True)
+
     def _shown(self, text: str) -> str:
         return text if self._engine is None else self._engine.setting.shown(text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from requiem_systemd.adapters import wsgiservers
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.ledger import REQUEST, More
 from requiem_systemd.report import first_segment
@@ -52,6 +53,7 @@ class TrackRequests:
             service.arm()
         except NotMainThreadError:
             service.arm(signals=False)
+        wsgiservers.attach(service)
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Serve one request."""

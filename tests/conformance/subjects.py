@@ -38,6 +38,8 @@ class Subject:
 NO_WEBSOCKETS: Final = {"websocket": "WSGI has none", "events": "WSGI has no loop to hold them in"}
 NO_HOOKS: Final = {"framework_hooks": "it has no shutdown hooks"}
 
+GUNICORN: Final = ("{bin}/gunicorn", "--no-control-socket", "-c", "gunicorn_held.conf.py", "wsgi_app:app")
+
 #: Servers that speak HTTP.
 HTTP: Final = (
     Subject(
@@ -126,6 +128,18 @@ HTTP: Final = (
         ("{bin}/daphne", "--port", "{port}", "asgi_app:app"),
         ("{bin}/daphne", "--fd", "3", "asgi_app:app"),
         lacks={"framework_hooks": "it has no lifespan"},
+    ),
+    Subject(
+        "gunicorn gthread",
+        (*GUNICORN, "-k", "gthread", "--threads", "4", "-b", "127.0.0.1:{port}"),
+        (*GUNICORN, "-k", "gthread", "--threads", "4"),
+        lacks=NO_WEBSOCKETS,
+    ),
+    Subject(
+        "gunicorn sync",
+        (*GUNICORN, "-k", "sync", "-b", "127.0.0.1:{port}"),
+        (*GUNICORN, "-k", "sync"),
+        lacks={**NO_WEBSOCKETS, "keepalive": "it closes each connection after its answer"},
     ),
     Subject(
         "wsgiref",

@@ -1,0 +1,274 @@
+"""A gunicorn worker: the drain stops it from accepting, and it leaves when its jobs and requests have ended.
+
+Of a worker's listeners others have copies (the arbiter, its siblings, systemd), so each is put behind a `Port`, by which the engine's
+thread can close it while the worker's only thread is busy. What then waits there is handed out by the port's `accept()`; when all is
+handed out, the worker's own loop ends as gunicorn's SIGTERM would have ended it, and finishes its connections: here without
+`graceful_timeout`, which does not know what a job is; a hung request is bounded by `request_timeout`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import sys
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from requiem_systemd import journal
+from requiem_systemd.adapters.junction import join
+from requiem_systemd.adapters.lines import cut, silence
+from requiem_systemd.doors import shut_late
+from requiem_systemd.errors import DrainingError
+from requiem_systemd.ledger import CONNECTION, More, Record
+from requiem_systemd.notify import Notifier
+from requiem_systemd.wake import Wake, readable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+LOG: Final = logging.getLogger("requiem_systemd")
+FOREVER: Final = 10**9
+GRACE: Final = 0.5
+_KINDS: Final = {"gunicorn.workers.sync": "SyncWorker", "gunicorn.workers.gthread": "ThreadWorker"}
+
+
+def find(service: Any) -> Any:
+    """Return the worker whose signal handlers stand under ours; None where there is none."""
+    base = getattr(sys.modules.get("gunicorn.workers.base"), "Worker", None)
+    handlers = service.gate.chained() if service.gate is not None else ()
+    workers = (getattr(handler, "__self__", None) for handler in handlers)
+    return next((worker for worker in workers if base is not None and isinstance(worker, base)), None)
+
+
+def adopt(service: Any, worker: Any) -> Post:
+    """Have the drain stop a worker, before its loop runs; again: the same."""
+    post: Post | None = getattr(worker, "requiem_post", None)
+    if post is not None:
+        return post
+    crew = getattr(worker, "requiem_crew", None)
+    if crew is None and worker.age == 1:
+        LOG.warning(
+            "gunicorn kills a worker %s s after a stop, whatever job it is at (graceful_timeout), and the manager is not asked for more "
+            "time: add to gunicorn.conf.py: from requiem_systemd.adapters import gunicorn; gunicorn.hold(globals())",
+            worker.cfg.graceful_timeout,
+            extra=journal.record("mistake"),
+        )
+    known = any(isinstance(worker, getattr(sys.modules.get(module), name, ())) for module, name in _KINDS.items())
+    post = worker.requiem_post = Post(service, worker, crew)
+    post.take(whole=known)
+    return post
+
+
+class Port:
+    """Stands in for one of a worker's listeners."""
+
+    def __init__(self, listener: Any, emptied: Callable[[], object]) -> None:
+        """Store; `emptied` is called when somebody accepts and all is handed out."""
+        self._listener = listener
+        self._emptied = emptied
+        self._wake = Wake()
+        self._junction = join(listener.fileno(), self._wake.fileno())
+        self._lock = threading.Lock()
+        self._pending: deque[tuple[Any, Any]] = deque()
+        self._name = listener.getsockname()
+        self.closed: bool = False
+        self.last: Any = None
+        self.fileno = self._junction.fileno
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the listener in all else."""
+        return getattr(self._listener, name)
+
+    def __str__(self) -> str:
+        """Be shown as the listener is."""
+        return str(self._listener)
+
+    def getsockname(self) -> Any:
+        """Return the address, also when closed."""
+        return self._name
+
+    def setblocking(self, flag: Any) -> None:
+        """Block or not; closed: nothing."""
+        if not self.closed:
+            self._listener.setblocking(flag)
+
+    def accept(self) -> tuple[Any, Any]:
+        """Accept without blocking, what waited when it was closed first."""
+        with self._lock:
+            if self._pending:
+                accepted = self._pending.popleft()
+            elif not self.closed:
+                accepted = self._listener.accept()
+            else:
+                self._emptied()
+                raise BlockingIOError(errno.EAGAIN, "the listener is closed: the service drains")
+            self.last = accepted[0]
+        return accepted
+
+    def empty(self) -> bool:
+        """Say whether it is closed and all is handed out."""
+        return self.closed and not self._pending
+
+    def shut(self, *, backlog: bool) -> None:
+        """Close it; with `backlog` what waits is accepted before. Never shutdown(): others have the same listener."""
+        with self._lock, contextlib.suppress(OSError):
+            while backlog:
+                self._pending.append(self._listener.accept())
+        self.close()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Close it; again: nothing."""
+        with self._lock:
+            if not self.closed:
+                self._junction.remove(self._listener.fileno())
+                self._listener.close()
+                self.closed = True
+
+
+class Post:
+    """A door: one worker."""
+
+    label: str = "of the worker"
+
+    def __init__(self, service: Any, worker: Any, crew: Any) -> None:
+        """Store; `take` acts."""
+        self.service = service
+        self.worker = worker
+        self.crew = crew
+        self._run_theirs: Callable[[], object] = worker.run
+        self._before = worker.cfg.pre_request
+        self._after = worker.cfg.post_request
+        self._ports: list[Port] = []
+        self._live: dict[int, Any] = {}
+        self._record = Record("connections of the worker", None)
+        self._record.more = More(CONNECTION)
+
+    def take(self, *, whole: bool) -> None:
+        """Arm the service and override what has to be; not `whole`: an event loop's worker, which TrackRequests sees to."""
+        service, worker = self.service, self.worker
+        if whole:
+            worker.cfg.set("graceful_timeout", FOREVER)
+            worker.cfg.set("pre_request", self._pre_request)
+            worker.cfg.set("post_request", self._post_request)
+            self._ports = worker.sockets = [Port(listener, self._emptied) for listener in worker.sockets]
+            worker.wait_fds = [*self._ports, worker.PIPE[0]]
+            worker.__class__ = _watched(type(worker), self._gone)
+            worker.run = self._run
+        service.engine.begun.then(self._begin)
+        if whole:
+            if not service.doors.add(self):
+                shut_late(self, service.ledger)
+            service.arm()
+
+    def up(self) -> None:
+        """All is loaded. A stop that came before our handlers stood is heeded here: who waits at the listeners is served first."""
+        self.crew.tell("up")
+        if self._ports and (not self.worker.alive or readable(self.crew.stopping, timeout=0)):
+            self.worker.alive = True
+            self.service.begin("a stop that came before the worker was up")
+
+    # -- in the engine's thread ------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        engine = self.service.engine
+        if self._ports:
+            with contextlib.suppress(DrainingError):  # a stop in the boot is over already
+                self.service.ledger.enter(self._record)
+            for request in list(self._live.values()):
+                request.force_close()
+            engine.loop.alarm(self._cut_silent, engine.loop.clock.now() + GRACE)
+        if self.crew is not None:
+            engine.setting.notifier = _Upward(self.crew)
+            self.crew.tell("begun")
+
+    def shut(self, done: Callable[[], object]) -> None:
+        """Close the ports: see doors.Door."""
+        for port in self._ports:
+            port.shut(backlog=self._serves_backlog())
+        done()
+
+    def _serves_backlog(self) -> bool:
+        """Say whether nobody else will: siblings and successors do, but in a stop; of a socket unit's listener the next process does."""
+        if self.crew is None:
+            return True
+        arbiter = self.crew.arbiter
+        return not arbiter.systemd and (arbiter.cfg.reuse_port or bool(readable(self.crew.stopping, timeout=0)))
+
+    def _cut_silent(self) -> None:
+        """End the wait for a request that does not come: a sync worker would sit in it for ever, with others behind."""
+        if self._record not in self.service.ledger.live:
+            return
+        for port in self._ports if not self._live else ():
+            if port.last is not None and silence(port.last) >= GRACE:
+                cut(port.last)
+        loop = self.service.engine.loop
+        loop.alarm(self._cut_silent, loop.clock.now() + GRACE)
+
+    # -- in the worker's threads -----------------------------------------------------------------------------------------
+
+    def _gone(self) -> None:
+        """The worker leaves by itself (max_requests), or when its listeners are closed."""
+        engine = self.service.engine
+        if self.service.ledger.began is None:  # posted: a signal handler may be what sets `alive`
+            engine.loop.post(lambda: engine.begin("the worker leaves"))
+
+    def _emptied(self) -> None:
+        if all(port.empty() for port in self._ports):
+            self.worker.alive = False
+
+    def _run(self) -> None:
+        try:
+            self._run_theirs()
+        finally:
+            self.service.begin("the worker's loop has ended")
+            self.service.ledger.leave(self._record)
+            with self.service.keeping_main():
+                self.service.engine.stopped.wait()
+
+    def _pre_request(self, worker: Any, request: Any) -> None:
+        self._live[id(request)] = request
+        if self.service.draining():
+            request.force_close()
+        self._before(worker, request)
+
+    def _post_request(self, worker: Any, request: Any, environ: Any, response: Any) -> None:
+        self._live.pop(id(request), None)
+        self._after(worker, request, environ, response)
+
+
+def _watched(kind: Any, gone: Callable[[], object]) -> type:
+    """Make a subclass that tells when `alive` becomes false."""
+
+    def alive(self: Any) -> bool:
+        return bool(self.__dict__["alive"])
+
+    def set_alive(self: Any, value: bool) -> None:  # noqa: FBT001 - a property's
+        self.__dict__["alive"] = value
+        if not value:
+            gone()
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "alive": property(alive, set_alive)})
+
+
+class _Upward(Notifier):
+    """What a worker's drain says goes to the arbiter, which shows it behind the worker's name."""
+
+    def __init__(self, crew: Any) -> None:
+        super().__init__(None)
+        self._crew = crew
+
+    def __bool__(self) -> bool:
+        return True
+
+    def send(self, assignments: Mapping[str, object], fds: Any = (), *, patience: float = 0.0) -> bool:  # noqa: ARG002 - of another transport
+        if "STATUS" in assignments:
+            self._crew.tell("status", str(assignments["STATUS"]))
+        return True
+
+    def tell(self, **assignments: object) -> bool:
+        return self.send(assignments)
+
+
