@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import socket
 import sys
 import threading
 from collections import deque
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger("requiem_systemd")
 FOREVER: Final = 10**9
 GRACE: Final = 0.5
-_KINDS: Final = {"gunicorn.workers.sync": "SyncWorker", "gunicorn.workers.gthread": "ThreadWorker"}
+_KINDS: Final = {
+    "gunicorn.workers.sync": "SyncWorker",
+    "gunicorn.workers.gthread": "ThreadWorker",
+    "gunicorn.workers.ggevent": "GeventWorker",
+}
 
 
 def find(service: Any) -> Any:
@@ -55,9 +60,9 @@ def adopt(service: Any, worker: Any) -> Post:
             worker.cfg.graceful_timeout,
             extra=journal.record("mistake"),
         )
-    known = any(isinstance(worker, getattr(sys.modules.get(module), name, ())) for module, name in _KINDS.items())
+    kind = next((name for module, name in _KINDS.items() if isinstance(worker, getattr(sys.modules.get(module), name, ()))), None)
     post = worker.requiem_post = Post(service, worker, crew)
-    post.take(whole=known)
+    post.take(whole=kind is not None, greenlets=kind == "GeventWorker")
     return post
 
 
@@ -73,12 +78,15 @@ class Port:
         self._lock = threading.Lock()
         self._pending: deque[tuple[Any, Any]] = deque()
         self._name = listener.getsockname()
+        self.family, self.type, self.proto = listener.family, listener.type, listener.proto  # asked for when it may be closed
         self.closed: bool = False
         self.last: Any = None
         self.fileno = self._junction.fileno
 
     def __getattr__(self, name: str) -> Any:
-        """Be the listener in all else."""
+        """Be the listener in all else; gevent would serve the `_sock` in it."""
+        if name.startswith("_"):
+            raise AttributeError(name)
         return getattr(self._listener, name)
 
     def __str__(self) -> str:
@@ -100,11 +108,16 @@ class Port:
             if self._pending:
                 accepted = self._pending.popleft()
             elif not self.closed:
-                accepted = self._listener.accept()
+                accepted = self._take()
             else:
+                self._junction.remove(self._wake.fileno())  # seen: it would keep an event loop turning
                 self._emptied()
                 raise BlockingIOError(errno.EAGAIN, "the listener is closed: the service drains")
             self.last = accepted[0]
+        return accepted
+
+    def _take(self) -> tuple[Any, Any]:
+        accepted: tuple[Any, Any] = self._listener.accept()
         return accepted
 
     def empty(self) -> bool:
@@ -115,7 +128,7 @@ class Port:
         """Close it; with `backlog` what waits is accepted before. Never shutdown(): others have the same listener."""
         with self._lock, contextlib.suppress(OSError):
             while backlog:
-                self._pending.append(self._listener.accept())
+                self._pending.append(self._take())
         self.close()
         self._wake.set()
 
@@ -123,9 +136,20 @@ class Port:
         """Close it; again: nothing."""
         with self._lock:
             if not self.closed:
+                self.closed = True
                 self._junction.remove(self._listener.fileno())
                 self._listener.close()
-                self.closed = True
+
+
+class GreenPort(Port):
+    """The same for gevent, whose servers take descriptors; its `accept()` would switch greenlets."""
+
+    def _accept(self) -> tuple[Any, Any]:
+        return self.accept()
+
+    def _take(self) -> tuple[Any, Any]:
+        accepted: tuple[Any, Any] = self._listener._accept()  # noqa: SLF001 - what gevent's server calls
+        return accepted
 
 
 class Post:
@@ -146,14 +170,15 @@ class Post:
         self._record = Record("connections of the worker", None)
         self._record.more = More(CONNECTION)
 
-    def take(self, *, whole: bool) -> None:
+    def take(self, *, whole: bool, greenlets: bool) -> None:
         """Arm the service and override what has to be; not `whole`: an event loop's worker, which TrackRequests sees to."""
         service, worker = self.service, self.worker
         if whole:
             worker.cfg.set("graceful_timeout", FOREVER)
             worker.cfg.set("pre_request", self._pre_request)
             worker.cfg.set("post_request", self._post_request)
-            self._ports = worker.sockets = [Port(listener, self._emptied) for listener in worker.sockets]
+            port = GreenPort if greenlets else Port
+            self._ports = worker.sockets = [port(listener, self._emptied) for listener in worker.sockets]
             worker.wait_fds = [*self._ports, worker.PIPE[0]]
             worker.__class__ = _watched(type(worker), self._gone)
             worker.run = self._run
@@ -162,6 +187,9 @@ class Post:
             if not service.doors.add(self):
                 shut_late(self, service.ledger)
             service.arm()
+        if greenlets:  # nothing can make the main greenlet leave, but its loop looks at this
+            service.keepers[self] = True
+            service.engine.stopped.then(lambda: worker.cfg.set("graceful_timeout", 0))
 
     def up(self) -> None:
         """All is loaded. A stop that came before our handlers stood is heeded here: who waits at the listeners is served first."""
@@ -202,7 +230,7 @@ class Post:
         if self._record not in self.service.ledger.live:
             return
         for port in self._ports if not self._live else ():
-            if port.last is not None and silence(port.last) >= GRACE:
+            if isinstance(port.last, socket.socket) and silence(port.last) >= GRACE:
                 cut(port.last)
         loop = self.service.engine.loop
         loop.alarm(self._cut_silent, loop.clock.now() + GRACE)

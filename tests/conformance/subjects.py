@@ -142,6 +142,12 @@ HTTP: Final = (
         lacks={**NO_WEBSOCKETS, "keepalive": "it closes each connection after its answer"},
     ),
     Subject(
+        "gunicorn gevent",
+        (*GUNICORN, "-k", "gevent", "-b", "127.0.0.1:{port}"),
+        (*GUNICORN, "-k", "gevent"),
+        lacks=NO_WEBSOCKETS,
+    ),
+    Subject(
         "wsgiref",
         ("{python}", "wsgiref_server.py", "{port}"),
         ("{python}", "wsgiref_server.py"),
