@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import socket
 import sys
 import threading
@@ -24,7 +25,7 @@ from requiem_systemd.doors import shut_late
 from requiem_systemd.errors import DrainingError
 from requiem_systemd.ledger import CONNECTION, More, Record
 from requiem_systemd.notify import Notifier
-from requiem_systemd.wake import Wake, readable
+from requiem_systemd.wake import Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,7 +88,10 @@ class Port:
         """Be the listener in all else; gevent would serve the `_sock` in it."""
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._listener, name)
+        try:
+            return getattr(self._listener, name)
+        except OSError as error:  # a closed one of gevent's
+            raise AttributeError(name) from error
 
     def __str__(self) -> str:
         """Be shown as the listener is."""
@@ -194,7 +198,7 @@ class Post:
     def up(self) -> None:
         """All is loaded. A stop that came before our handlers stood is heeded here: who waits at the listeners is served first."""
         self.crew.tell("up")
-        if self._ports and (not self.worker.alive or readable(self.crew.stopping, timeout=0)):
+        if self._ports and (not self.worker.alive or self.crew.stopping):
             self.worker.alive = True
             self.service.begin("a stop that came before the worker was up")
 
@@ -223,7 +227,7 @@ class Post:
         if self.crew is None:
             return True
         arbiter = self.crew.arbiter
-        return not arbiter.systemd and (arbiter.cfg.reuse_port or bool(readable(self.crew.stopping, timeout=0)))
+        return not arbiter.systemd and (arbiter.cfg.reuse_port or bool(self.crew.stopping))
 
     def _cut_silent(self) -> None:
         """End the wait for a request that does not come: a sync worker would sit in it for ever, with others behind."""
@@ -246,6 +250,8 @@ class Post:
     def _emptied(self) -> None:
         if all(port.empty() for port in self._ports):
             self.worker.alive = False
+            with contextlib.suppress(OSError):  # full: awake already. A sync worker would look at `alive` half its timeout later
+                os.write(self.worker.PIPE[1], b".")
 
     def _run(self) -> None:
         try:
