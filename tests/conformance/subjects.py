@@ -148,6 +148,18 @@ HTTP: Final = (
         lacks=NO_WEBSOCKETS,
     ),
     Subject(
+        "werkzeug threads",
+        ("{python}", "werkzeug_server.py", "threaded", "{port}"),
+        ("{python}", "werkzeug_server.py", "threaded"),
+        lacks={**NO_WEBSOCKETS, **NO_HOOKS},
+    ),
+    Subject(
+        "werkzeug processes",
+        ("{python}", "werkzeug_server.py", "processes", "{port}"),
+        ("{python}", "werkzeug_server.py", "processes"),
+        lacks={**NO_WEBSOCKETS, **NO_HOOKS},
+    ),
+    Subject(
         "wsgiref",
         ("{python}", "wsgiref_server.py", "{port}"),
         ("{python}", "wsgiref_server.py"),
