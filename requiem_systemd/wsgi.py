@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -49,6 +50,7 @@ class TrackRequests:
         self._health = health
         self._label = label
         self._service = service
+        self._pid = 0  # whose first request has come
         try:
             service.arm()
         except NotMainThreadError:
@@ -57,6 +59,9 @@ class TrackRequests:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Serve one request."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            wsgiservers.first_request(self._service, environ)
         if environ.get("PATH_INFO") == self._health and self._health is not None:
             draining = self._service.draining()
             return _answer(start_response, "503 Service Unavailable" if draining else "200 OK", b"draining\n" if draining else b"ok\n")

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
 import socketserver
 import sys
@@ -243,6 +244,7 @@ class ServerDoor:
                 self.service.ledger.leave(record)
             else:
                 record.owner = f"process {child}"
+                record.more = _Cut(child)
                 self.service.follow(record, child)
 
     def _finish_request(self, request: Any, address: Any) -> None:
@@ -341,6 +343,19 @@ class ServerDoor:
             self._close()
             self._closed = True
         self._theirs["server_close"]()
+
+
+class _Cut(More):
+    """A process for one request: ended when it is let go, which would outlive us."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(CONNECTION)
+        self._pid = pid
+
+    def let_go(self, owner: object) -> None:
+        del owner
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGTERM)
 
 
 def _serves(server: object) -> bool:
