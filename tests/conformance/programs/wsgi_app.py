@@ -40,7 +40,7 @@ def plain(environ, start_response):
         case "/stream":
             start_response("200 OK", [("Content-Type", "text/plain")])
             return stream(int(query["n"]), seconds)
-    body = path.encode()
+    body = str(os.getpid()).encode() if path == "/pid" else path.encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 
