@@ -106,9 +106,10 @@ def test_nothing_cuts_a_job(make: Make, kind: tuple[str, ...]) -> None:
     assert "ended job" in server.ended()
 
 
-def test_long_request(make: Make) -> None:
+@pytest.mark.parametrize("kind", [THREADS, ("-k", "gevent")], ids=lambda words: words[1])
+def test_long_request(make: Make, kind: tuple[str, ...]) -> None:
     """Nor does graceful_timeout cut a request."""
-    server = make(*THREADS, "--graceful-timeout", "1").start()
+    server = make(*kind, "--graceful-timeout", "1").start()
     with Connection(server.port) as connection:
         connection.send("/slow?s=4")
         server.stop()
@@ -197,8 +198,8 @@ def test_own_socket_is_unlinked(make: Make, tmp_path: Path) -> None:
 
 def test_abandoned_in_a_worker(make: Make) -> None:
     """A job that a worker abandons makes the service's status 75."""
-    server = make(*THREADS).start(REQUIEM_DRAIN_TIMEOUT="2s")
-    get(server.port, "/job?s=30")
+    server = make(*THREADS).start()
+    get(server.port, "/job?s=30&limit=1")
     server.wait_recorded("begun job")
     server.stop()
     server.ended(status=75)
