@@ -242,6 +242,11 @@ class Arming(Tracking):
         loop.post(lambda: loop.reader(fd, readable))
 
     @property
+    def armed(self) -> bool:
+        """Whether it is armed, in this very process."""
+        return self._armed is not None
+
+    @property
     def gate(self) -> Gate | None:
         """What holds the signals, where the service is armed with them."""
         return None if self._engine is None else self._engine.wayout.gate
@@ -250,6 +255,16 @@ class Arming(Tracking):
         """Take back, in the main thread, signals that somebody took since; their handlers are called when the ledger is empty."""
         if self.gate is not None:
             self.gate.retake()
+
+    def release_signals(self) -> None:
+        """Leave the signals to a server that keeps them for itself: it calls `engine.heard`."""
+        if self.gate is not None:
+            self.gate.disarm()
+            self.engine.wayout.gate = None
+
+    def lend_listeners(self) -> None:
+        """Put LISTEN_* back into the environment, for a server that looks at it later than we did; it takes the descriptors."""
+        give_back(self._environ, {name: value for name, value in self._taken.items() if name.startswith("LISTEN_")}, listeners=True)
 
     def _shown(self, text: str) -> str:
         return text if self._engine is None else self._engine.setting.shown(text)

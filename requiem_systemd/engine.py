@@ -222,6 +222,10 @@ class Engine:
         self.wayout.deferred.append(number)  # whoever owned the wakeup fd hears of a stop when the ledger is empty
         self._signals[name_of(number)](name_of(number))
 
+    def heard(self, name: str) -> None:
+        """Act on a stop signal that a server keeps for itself, and passes on."""
+        self._signals[name](name)
+
     def begin(self, reason: str) -> None:
         """Begin the drain. Again: nothing."""
         if self.setting.ledger.began is None:

@@ -248,7 +248,8 @@ def _in_greenlet() -> bool:
     pthread_kill(3) with such an ident is undefined, and a handler would raise in the engine instead of in the main greenlet.
     """
     main = threading.main_thread()
-    return threading.current_thread() is not main and threading.get_native_id() == main.native_id
+    # In a fork's child Python (3.11) still names the parent's native id; Linux gives a process's main thread the process's own.
+    return threading.current_thread() is not main and threading.get_native_id() in (main.native_id, os.getpid())
 
 
 def _identity(fd: int) -> object:

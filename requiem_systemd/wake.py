@@ -20,7 +20,15 @@ class Wake:
     def __init__(self) -> None:
         """Open a pair of sockets."""
         self._reader, self._writer = socket.socketpair()
+        self._reader.settimeout(0.0)
         self._writer.settimeout(0.0)
+
+    def __bool__(self) -> bool:
+        """Say whether it is set, without a poll: gevent's may not have looked yet."""
+        try:
+            return bool(self._reader.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def fileno(self) -> int:
         """Return the descriptor; -1 when closed."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from requiem_systemd.adapters import wsgiservers
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.ledger import REQUEST, More
 from requiem_systemd.report import first_segment
@@ -48,13 +50,18 @@ class TrackRequests:
         self._health = health
         self._label = label
         self._service = service
+        self._pid = 0  # whose first request has come
         try:
             service.arm()
         except NotMainThreadError:
             service.arm(signals=False)
+        wsgiservers.attach(service)
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Serve one request."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            wsgiservers.first_request(self._service, environ)
         if environ.get("PATH_INFO") == self._health and self._health is not None:
             draining = self._service.draining()
             return _answer(start_response, "503 Service Unavailable" if draining else "200 OK", b"draining\n" if draining else b"ok\n")

@@ -28,6 +28,8 @@ _KINDS: Final[dict[str, Factory | str]] = {
     "aiohttp.web_runner.ServerRunner": "requiem_systemd.adapters.aiohttpapps:server_runner",
     "tornado.httpserver.HTTPServer": "requiem_systemd.adapters.tornadoservers:http",
     "tornado.tcpserver.TCPServer": "requiem_systemd.adapters.tornadoservers:tcp",
+    "waitress.server.BaseWSGIServer": "requiem_systemd.adapters.waitressservers:one",
+    "waitress.server.MultiSocketServer": "requiem_systemd.adapters.waitressservers:several",
     "twisted.internet.tcp.Port": "requiem_systemd.adapters.twistedports:door",
     "grpc._server._Server": "requiem_systemd.adapters.grpc:door",
     "grpc.aio._server.Server": "requiem_systemd.adapters.grpc:aio_door",

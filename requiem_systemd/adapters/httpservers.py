@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 import http.server
+import logging
 import os
+import socketserver
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from requiem_systemd import journal
 from requiem_systemd.adapters.socketservers import ServerDoor
 from requiem_systemd.errors import DrainingError
 from requiem_systemd.ledger import REQUEST, More
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from requiem_systemd.adapters.lines import Line
     from requiem_systemd.tracker import Hold
 
+LOG: Final = logging.getLogger("requiem_systemd")
 SWITCHING: Final = 101
 FINAL: Final = 200  # below, answers are provisional (RFC 9110, 15.2)
 
@@ -35,6 +39,13 @@ def door(service: Any, server: http.server.HTTPServer, grace: float) -> None:
             service, server, grace
         ).attach()  # of whatever makes the handlers nothing is known: the whole call holds
         return
+    if hasattr(socketserver, "ForkingMixIn") and isinstance(server, socketserver.ForkingMixIn):
+        LOG.warning(
+            "%s forks a process for each request: a job in it ends with its answer, in a drain or not, and a health path does not hear of "
+            "the drain. Use threads (ThreadingMixIn; in Werkzeug threaded=True) where there are such",
+            type(server).__name__,
+            extra=journal.record("mistake"),
+        )
     made = HttpDoor(service, server, grace)
     made.attach()
     wrapped: Any = tracked(made, plain)

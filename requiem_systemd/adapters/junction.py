@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import sys
 from typing import Any, Final, Protocol
 
 
@@ -26,13 +27,23 @@ class Junction(Protocol):
         """Give the one descriptor back."""
 
 
+def _original(name: str) -> Any:
+    """Return what `select` has of that name, or had before gevent took it out: a descriptor to look at blocks nobody."""
+    monkey: Any = sys.modules.get("gevent.monkey")
+    saved = getattr(monkey, "saved", {}).get("select", {})
+    return getattr(select, name, None) or saved.get(name)
+
+
+_make_epoll: Final = _original("epoll")
+
+
 class _Epoll:
     def __init__(self, fds: tuple[int, ...]) -> None:
-        self._epoll: Any = select.epoll()
+        self._epoll: Any = _make_epoll()
         self.fileno = self._epoll.fileno
         self.close = self._epoll.close
         for fd in fds:
-            self._epoll.register(fd, select.EPOLLIN)
+            self._epoll.register(fd, select.POLLIN)  # EPOLLIN by another name, which gevent leaves in place
 
     def remove(self, fd: int) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -55,11 +66,11 @@ class _Kqueue:
             self._queue.control([self._event(fd, self._read, self._delete)], 0)
 
 
-CAN_JOIN: Final = hasattr(select, "epoll") or hasattr(select, "kqueue")
+CAN_JOIN: Final = _make_epoll is not None or hasattr(select, "kqueue")
 
 
 def join(*fds: int) -> Junction:
     """Make one of several; only where CAN_JOIN."""
-    kind = _Epoll if hasattr(select, "epoll") else _Kqueue
+    kind = _Epoll if _make_epoll is not None else _Kqueue
     made: Junction = kind(tuple(fd for fd in fds if fd >= 0))
     return made

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
 import socketserver
 import sys
@@ -65,6 +66,7 @@ class ServerDoor:
         self._done: Callable[[], object] | None = None
         self._closed = False
         self._serving = 0
+        self._has_served = False
         self._by_call = False
         self._junction: Junction | None = None
         self._theirs: dict[str, Callable[..., Any]] = {}
@@ -126,6 +128,7 @@ class ServerDoor:
     def _served(self) -> Any:
         with self._lock:
             self._serving += 1
+            self._has_served = True
             if CAN_JOIN and self._junction is None:
                 self._junction = join(self.server.socket.fileno(), self._shutting.fileno())
         try:
@@ -241,6 +244,7 @@ class ServerDoor:
                 self.service.ledger.leave(record)
             else:
                 record.owner = f"process {child}"
+                record.more = _Cut(child)
                 self.service.follow(record, child)
 
     def _finish_request(self, request: Any, address: Any) -> None:
@@ -269,14 +273,20 @@ class ServerDoor:
                 done()
                 return
             self._done = done
-            if self.server.socket.fileno() < 0 or not (self._serving or self._by_call):
-                self._close()  # nobody is there to serve what waits
+            if self.server.socket.fileno() < 0 or not self._will_serve():
+                self._close()
             elif self._by_engine():
                 self._accept_backlog()
                 self._close()
             elif not CAN_JOIN:
                 self.server._BaseServer__shutdown_request = True  # noqa: SLF001 - shutdown() would block the engine
         self._shutting.set()
+
+    def _will_serve(self) -> bool:
+        """Say whether somebody serves, or is about to: a signal may come between `ready()` and `serve_forever()`, when clients wait."""
+        if self._serving or self._by_call:
+            return True
+        return not self._has_served and self._ours() and bool(readable(self.server.socket, timeout=0))
 
     def _by_engine(self) -> bool:
         return CAN_JOIN and (self._plain() or not self._ours())
@@ -333,6 +343,19 @@ class ServerDoor:
             self._close()
             self._closed = True
         self._theirs["server_close"]()
+
+
+class _Cut(More):
+    """A process for one request: ended when it is let go, which would outlive us."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(CONNECTION)
+        self._pid = pid
+
+    def let_go(self, owner: object) -> None:
+        del owner
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGTERM)
 
 
 def _serves(server: object) -> bool:

@@ -1,106 +1,235 @@
-"""waitress: its listener is a door; the connections of WSGI requests end with the answer once the drain has begun.
+"""waitress: its loop closes the listener, answers what it has, and ends when the process does.
 
-waitress has one thread for all sockets, which `trigger` has make a call. Its own way to stop is SystemExit in that thread, but what
-`trigger` calls swallows that. So its loop is left with nothing to wait for, when the listener is closed, and each connection with its
-last answer or after the grace: `run()` returns.
+What is done to a server is done in the thread of its loop, between two of its turns. A request holds the stop from its first byte until
+its answer is out of waitress's buffers, which is later than the application's end of it. `waitress.serve()` shows its server to
+nobody: under a `TrackRequests` it is found when the drain begins.
 """
 
 from __future__ import annotations
 
-import select
-from collections.abc import Callable
-from typing import Any
+import functools
+import sys
+import threading
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from requiem_systemd.adapters.connections import Connections, RequestName
+from requiem_systemd.doors import shut_late
+from requiem_systemd.errors import DrainingError
+from requiem_systemd.listen import describe
+from requiem_systemd.wake import readable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GRACE: Final = 0.5
 
 
-def door(service: Any, server: Any, grace: float) -> None:
-    """Have the drain close a waitress server: one with one listener."""
-    made = WaitressDoor(service, server, grace)
-    server.channel_class = made.channel_class(server.channel_class)
-    made.add_task, server.add_task = server.add_task, made.tasked
-    if not service.doors.add(made):
-        made.shut(_nothing)
+def one(service: Any, server: Any, grace: float) -> None:
+    """Have the drain close a server with one listener."""
+    WaitressDoor(service, server, grace).attach(server)
+
+
+def several(service: Any, server: Any, grace: float) -> None:
+    """Have the drain close a server with several listeners, which stand in its map only."""
+    for each in _listening(server):
+        WaitressDoor(service, each, grace).attach(server)
+
+
+def running(service: Any) -> None:
+    """Have the drain, which begins, close what some thread runs and nobody has tracked."""
+    module: Any = sys.modules["waitress.server"]
+    runs = {module.BaseWSGIServer.run.__code__, module.MultiSocketServer.run.__code__}
+    threads = {thread.ident: thread for thread in threading.enumerate()}
+    for ident, top in sys._current_frames().items():  # noqa: SLF001 - the documented way to see other threads' frames
+        for frame, _ in traceback.walk_stack(top):
+            if frame.f_code in runs and ident in threads:
+                server = frame.f_locals["self"]
+                for each in [server] if hasattr(server, "active_channels") else _listening(server):
+                    if not hasattr(each, "requiem_door"):
+                        WaitressDoor(service, each, GRACE).attach(server, threads[ident])
+
+
+def _listening(server: Any) -> list[Any]:
+    return [each for each in server.map.values() if hasattr(each, "active_channels")]
 
 
 class WaitressDoor:
-    """A door: one server. Everything but `shut` runs in the server's threads."""
+    """A door: one listener of waitress, and its connections."""
 
     def __init__(self, service: Any, server: Any, grace: float) -> None:
-        self.label: str = f"{server.effective_host}:{server.effective_port}"
-        self.add_task: Callable[[Any], object] = _ignore
-        self._service = service
-        self._server = server
+        """Store; `attach` acts."""
+        self.service = service
+        self.server = server
+        self.label: str = describe(server.socket)
+        self._calls: deque[Callable[[], object]] = deque()
+        self._thread: threading.Thread | None = None
+        self._runs: Callable[[], object]
         self._grace = grace
-        self._done: Callable[[], object] | None = None
+        self.connections: Connections
+        server.requiem_door = self
+
+    def attach(self, runner: Any, thread: threading.Thread | None = None) -> None:
+        """Override what has to be, and have the drain shut it.
+
+        `runner` is what is run: the server, or what holds several; `thread` where it runs already, and nothing may change beside it.
+        """
+        server = self.server
+        self._thread = thread
+        take_over: Callable[[], object] = functools.partial(_take_over, server, self)
+        if thread is not None:
+            self._calls.append(take_over)
+        else:
+            take_over()
+        self.connections = Connections(self.service, self.label, self._grace, self._post, self._later)
+        self._runs, runner.run = runner.run, self._run
+        look = server.trigger.readable
+
+        def turn() -> bool:
+            while self._calls:
+                self._calls.popleft()()
+            return bool(look())
+
+        server.trigger.readable = turn  # asked once a turn, in the loop's thread
+        server.pull_trigger()
+        self.service.engine.stopped.then(self._end)
+        if not self.service.doors.add(self):
+            shut_late(self, self.service.ledger)
+
+    def _run(self) -> None:
+        self._thread = threading.current_thread()
+        self._runs()
+
+    def _post(self, call: Callable[[], object]) -> None:
+        if self.server.trigger._closed:  # noqa: SLF001 - nothing else tells
+            msg = "the server is closed"
+            raise RuntimeError(msg)
+        self._calls.append(call)
+        self.server.pull_trigger()
+
+    def _later(self, seconds: float, call: Callable[[], object]) -> None:
+        loop = self.service.engine.loop
+        loop.post(lambda: loop.alarm(lambda: self._post(call), loop.clock.now() + seconds))
+
+    def _end(self) -> None:
+        """All is done: the main thread is made to leave, and waitress sees to that; in another its loop is ended here."""
+        server = self.server
+        if self._thread not in (None, threading.main_thread()) and not server.trigger._closed:  # noqa: SLF001 - see above
+            self._post(lambda: [each.close() for each in list(server._map.values())])  # noqa: SLF001 - as MultiSocketServer.close()
+
+    # -- closing -------------------------------------------------------------------------------------------------------
 
     def shut(self, done: Callable[[], object]) -> None:
-        """Stop accepting, then hang up on who is silent: see doors.Door."""
-        self._done = done
-        loop = self._service.engine.loop
-        self._server.trigger.pull_trigger(self._stop)
-        loop.post(lambda: loop.alarm(self._hang_up, loop.clock.now() + self._grace))
+        """Close the listener, its backlog accepted first if it is ours to serve: see doors.Door."""
+        if self.server.trigger._closed or (self._thread is None and not self._is_waited_for()):  # noqa: SLF001 - see above
+            self._close(done)
+        else:
+            self._post(lambda: self._close(done))
 
-    def tasked(self, channel: Any) -> None:
-        """Have a request that comes in the drain be the last of its connection."""
-        if self._service.draining():
-            _last(channel)
-        self.add_task(channel)
+    def _is_waited_for(self) -> bool:
+        return self._ours() and bool(readable(self.server.socket, timeout=0))
 
-    def channel_class(self, kind: Any) -> Any:
-        """Make a class of connections that say when they are closed."""
-        door = self
+    def _ours(self) -> bool:
+        return bool(self.service.listening.serves_backlog(self.server.socket))
 
-        class Channel(kind):  # type: ignore[misc] # waitress's
-            def del_channel(self, map: Any = None) -> None:  # noqa: A002 - waitress's name
-                super().del_channel(map)
-                door.look()
-
-        return Channel
-
-    def look(self) -> None:
-        """See whether the last connection has been closed."""
-        if self._done is not None and not self._server.accepting and not self._server.active_channels:
-            done, self._done = self._done, None
-            self._server._map.clear()  # noqa: SLF001 - what its loop lasts for
-            done()
-
-    def _stop(self) -> None:
-        server, listening = self._server, self._service.listening
-        sock = server.socket
-        if listening.serves_backlog(sock):
-            listening.unlink(sock)
-            while select.select([sock], [], [], 0)[0]:
+    def _close(self, done: Callable[[], object]) -> None:
+        server = self.server
+        if server.socket is not None:
+            while self._thread is not None and self._is_waited_for():
                 server.handle_accept()
-        if listening.was_passed(sock):
-            self._service.doors.watch(sock)
-        server.accepting = False
-        server.del_channel()
-        sock.close()
-        for channel in list(server.active_channels.values()):
-            _last(channel)
-        self.look()
-
-    def _hang_up(self) -> None:
-        loop = self._service.engine.loop
-        if self._done is not None:
-            self._server.trigger.pull_trigger(self._close_silent)
-            loop.alarm(self._hang_up, loop.clock.now() + self._grace)
-
-    def _close_silent(self) -> None:
-        for channel in list(self._server.active_channels.values()):
-            if not channel.requests and channel.request is None and not channel.total_outbufs_len:
-                channel.will_close = True
+            if self.service.listening.was_passed(server.socket):
+                self.service.doors.watch(server.socket)
+            self.service.listening.unlink(server.socket)
+            server.asyncore.dispatcher.close(server)  # its own close() would end the trigger, and the loop with it
+        done()
 
 
-def _last(channel: Any) -> None:
-    """Have the answers to what a connection has asked say that it is closed (waitress goes by what the client wants)."""
-    for request in list(channel.requests):
-        request.headers["CONNECTION"] = "close"
+def _take_over(server: Any, door: WaitressDoor) -> None:
+    """Track the connections that come, and those that are there."""
+    server.channel_class = _tracked(server.channel_class, door)
+    for channel in list(server.active_channels.values()):
+        channel.__class__ = server.channel_class
+        channel.requiem_opened()
 
 
-def _ignore(channel: Any) -> None:
-    """Do nothing: replaced by the server's own."""
-    del channel
+def _tracked(kind: Any, door: WaitressDoor) -> type:
+    """Make a class of channels that tell what becomes of them."""
+
+    class Channel(_Channel, kind):  # type: ignore[misc] # of whatever class there is
+        task_class = _closing(kind.task_class, door.service)
+        requiem_door = door
+
+    return Channel
+
+
+def _closing(kind: Any, service: Any) -> type:
+    class Task(kind):  # type: ignore[misc] # same
+        def build_response_header(self) -> bytes:
+            if service.draining():
+                self.request.headers["CONNECTION"] = "close"  # as if the client had asked for it
+            header: bytes = super().build_response_header()
+            return header
+
+    return Task
+
+
+class _Channel:
+    """A connection that tells its door what becomes of it; in the loop's thread. Mixed in before a class of channels."""
+
+    requiem_door: WaitressDoor
+    requiem_request: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.requiem_opened()
+
+    def requiem_opened(self: Any) -> None:
+        """It is there, perhaps with a request."""
+        self.requiem_door.connections.opened(self, self.socket, self.requiem_close)
+        if not self.requiem_idle():
+            self.requiem_begin()
+        for request in self.requests:  # there before us: the drain has begun, and what answers it is none of our tasks
+            request.headers["CONNECTION"] = "close"
+
+    def requiem_close(self: Any) -> None:
+        """Close it in the loop's next turn."""
+        self.will_close = True
+
+    def requiem_idle(self: Any) -> bool:
+        """Say whether nothing is under way on it."""
+        return not (self.requests or self.request or self.total_outbufs_len or self.close_when_flushed)
+
+    def requiem_begin(self) -> None:
+        """Hold the stop for a request."""
+        self.requiem_request = self.requiem_door.connections.request(self, "request", cut=_nothing)
+
+    def received(self: Any, data: bytes) -> bool:
+        """Take what came."""
+        if self.requiem_request is None:
+            try:
+                self.requiem_begin()
+            except DrainingError:  # stopped: the exit would cut the answer off
+                self.will_close = True
+                return False
+        went: bool = super().received(data)  # type: ignore[misc] # the class of channels
+        if self.requests:
+            request = self.requests[0]
+            self.requiem_request.name(RequestName(request.command, request.path))
+        return went
+
+    def readable(self: Any) -> bool:
+        """Say whether it is to be read from; asked once a turn."""
+        if self.requiem_request is not None and self.requiem_idle():
+            request, self.requiem_request = self.requiem_request, None
+            request.done()
+        return bool(super().readable())  # type: ignore[misc] # same
+
+    def del_channel(self: Any, *args: Any) -> None:
+        """Be closed."""
+        super().del_channel(*args)  # type: ignore[misc] # same
+        self.requiem_door.connections.lost(self)
 
 
 def _nothing() -> None:
-    """Do nothing: nobody waits for this door."""
+    """Do nothing: a thread cannot be cut off."""

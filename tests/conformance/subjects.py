@@ -36,7 +36,10 @@ class Subject:
 
 
 NO_WEBSOCKETS: Final = {"websocket": "WSGI has none", "events": "WSGI has no loop to hold them in"}
+CLOSES_EACH: Final = "it closes each connection after its answer"
 NO_HOOKS: Final = {"framework_hooks": "it has no shutdown hooks"}
+
+GUNICORN: Final = ("{bin}/gunicorn", "--no-control-socket", "-c", "gunicorn_held.conf.py", "wsgi_app:app")
 
 #: Servers that speak HTTP.
 HTTP: Final = (
@@ -126,6 +129,63 @@ HTTP: Final = (
         ("{bin}/daphne", "--port", "{port}", "asgi_app:app"),
         ("{bin}/daphne", "--fd", "3", "asgi_app:app"),
         lacks={"framework_hooks": "it has no lifespan"},
+    ),
+    Subject(
+        "gunicorn gthread",
+        (*GUNICORN, "-k", "gthread", "--threads", "4", "-b", "127.0.0.1:{port}"),
+        (*GUNICORN, "-k", "gthread", "--threads", "4"),
+        lacks=NO_WEBSOCKETS,
+    ),
+    Subject(
+        "gunicorn sync",
+        (*GUNICORN, "-k", "sync", "-b", "127.0.0.1:{port}"),
+        (*GUNICORN, "-k", "sync"),
+        lacks={**NO_WEBSOCKETS, "keepalive": CLOSES_EACH},
+    ),
+    Subject(
+        "gunicorn gevent",
+        (*GUNICORN, "-k", "gevent", "-b", "127.0.0.1:{port}"),
+        (*GUNICORN, "-k", "gevent"),
+        lacks=NO_WEBSOCKETS,
+    ),
+    Subject(
+        "waitress",
+        ("{python}", "waitress_server.py", "{port}"),
+        ("{python}", "waitress_server.py"),
+        lacks=NO_WEBSOCKETS,
+    ),
+    Subject(
+        "waitress serve",
+        ("{python}", "waitress_serve.py", "{port}"),
+        ("{python}", "waitress_serve.py"),
+        lacks=NO_WEBSOCKETS,
+    ),
+    Subject(
+        "werkzeug threads",
+        ("{python}", "werkzeug_server.py", "threaded", "{port}"),
+        ("{python}", "werkzeug_server.py", "threaded"),
+        lacks={**NO_WEBSOCKETS, **NO_HOOKS, "keepalive": CLOSES_EACH},
+    ),
+    Subject(
+        "werkzeug processes",
+        ("{python}", "werkzeug_server.py", "processes", "{port}"),
+        ("{python}", "werkzeug_server.py", "processes"),
+        lacks={**NO_WEBSOCKETS, **NO_HOOKS, "keepalive": CLOSES_EACH},
+        limits=dict.fromkeys(
+            ("background_job", "job_begun_in_the_drain", "double_sigterm", "sigint_twice", "stops_accepting", "health"),
+            "forks a process for each request",
+        ),
+    ),
+    Subject(
+        "flask run",
+        ("{bin}/flask", "--app", "flask_app", "run", "--port", "{port}"),
+        lacks={
+            **NO_WEBSOCKETS,
+            **NO_HOOKS,
+            "keepalive": CLOSES_EACH,
+            "inherited_listener": "it takes none",
+            "announces_close": "each of its answers does",
+        },
     ),
     Subject(
         "wsgiref",

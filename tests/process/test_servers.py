@@ -248,6 +248,21 @@ def test_never_served_is_closed(service: Service) -> None:
         assert refused(server.server_address)
 
 
+def test_who_waits_is_served_when_serving_begins_late(service: Service) -> None:
+    """The signal came between the listening and serve_forever(): who was connected then is served all the same."""
+    server = Server(("127.0.0.1", 0), Handler)
+    service.track_socket(server, keepalive_grace=GRACE)
+    with connect(server.server_address) as client:
+        client.sendall(REQUEST)
+        service.begin()
+        assert service.engine.drain.closing.wait(SOON)
+        service.engine.loop.call(lambda: None)
+        server.serve_forever()
+        assert answer(client).startswith(b"HTTP/1.1 200")
+    assert service.wait(SOON)
+    server.server_close()
+
+
 def test_closed_by_its_owner(service: Service) -> None:
     """A server that its owner has closed is forgotten."""
     with Server(("127.0.0.1", 0), Handler) as server:

@@ -10,9 +10,10 @@ from record import hang, job
 from requiem_systemd.wsgi import TrackRequests
 
 
-def begin(function, *arguments):
+def begin(function, *arguments, limit=None):
     """Have a function run in a daemon thread that holds the stop."""
-    threading.Thread(target=requiem.track(function.__name__)(function), args=arguments, daemon=True).start()
+    tracked = requiem.track(function.__name__, drain_timeout=limit)(function)
+    threading.Thread(target=tracked, args=arguments, daemon=True).start()
 
 
 def chain(seconds):
@@ -30,7 +31,7 @@ def plain(environ, start_response):
         case "/slow":
             time.sleep(seconds)
         case "/job":
-            begin(job, query.get("name", "job"), seconds)
+            begin(job, query.get("name", "job"), seconds, limit=float(query["limit"]) if "limit" in query else None)
         case "/chain":
             begin(chain, seconds)
         case "/fail":
@@ -40,7 +41,7 @@ def plain(environ, start_response):
         case "/stream":
             start_response("200 OK", [("Content-Type", "text/plain")])
             return stream(int(query["n"]), seconds)
-    body = path.encode()
+    body = str(os.getpid()).encode() if path == "/pid" else path.encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 
