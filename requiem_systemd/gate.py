@@ -144,6 +144,19 @@ class Gate:
             return number
         return None
 
+    def unchain(self, wanted: Callable[[_Handler], bool]) -> dict[str, _Handler]:
+        """Give handlers of others, by signal, to the caller, who knows better when to call them: we do not any more."""
+        given = {number: handler for number, handler in self._chained.items() if wanted(handler)}
+        for number in given:
+            del self._chained[number]
+        self._pending = [(number, handler) for number, handler in self._pending if handler not in given.values()]
+        return {name_of(number): handler for number, handler in given.items()}
+
+    def call(self, name: str, handler: _Handler) -> bool:
+        """Have the main thread call a handler as if its signal had come; False: no signal of ours is left to do it by."""
+        self._pending.append((int(signal.Signals[name]), handler))
+        return self._knock()
+
     def call_chained(self) -> bool:
         """Have the main thread call the handlers of others that wait."""
         return self._knock()
