@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requiem_systemd.testing import FakeManager
@@ -14,7 +15,6 @@ from tests.conformance.conftest import CHECKOUT, PROGRAMS, TIMEOUT_STOP, Server,
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.conformance.subjects import Subject
     from tests.redisserver import Server as Redis
@@ -32,9 +32,15 @@ class Worker(Server):
         self._broker = broker
         self._output = folder / f"output{number}"
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """How it is started."""
+        assert self.subject.activated is not None
+        return self.subject.activated
+
     def begin(self, **env: str) -> Worker:
         """Start it, and wait until it is ready."""
-        self.start(activated=True, BROKER=self._broker.url, **env)
+        self.start(activated=True, **{"BROKER": self._broker.url, **env})
         return self
 
 
@@ -66,6 +72,12 @@ class Workers:
         program = str(PROGRAMS / f"{self.subject.env['PROGRAM']}.py")
         env = {**os.environ, "PYTHONPATH": f"{PROGRAMS}:{CHECKOUT}", "BROKER": self.broker.url, "PYTHONDONTWRITEBYTECODE": "1"}
         subprocess.run([sys.executable, program, *map(str, words)], env=env, check=True, timeout=30)
+
+    def control(self, *words: str) -> str:
+        """Have Celery's own command say something to all of them."""
+        env = {**os.environ, "PYTHONPATH": f"{PROGRAMS}:{CHECKOUT}", "BROKER": self.broker.url, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = (str(Path(sys.executable).with_name("celery")), "-A", "celery_app", *words)
+        return subprocess.run(command, env=env, cwd=PROGRAMS, check=False, timeout=30, stdout=subprocess.PIPE, text=True).stdout
 
     @property
     def recorded(self) -> list[str]:
