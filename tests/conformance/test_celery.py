@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 from typing import TYPE_CHECKING, Final
@@ -132,7 +131,7 @@ def test_hands_back_what_waits(workers: Workers) -> None:
 def test_acknowledged_in_the_drain(workers: Workers) -> None:
     """A late acknowledgement goes out when its task has ended, not when the last of the drain has."""
     worker = workers.make()
-    worker.subject = with_words(worker.subject, "-c", "2")
+    worker.add("-c", "2")
     worker.begin()
     workers.submit("late", "short", 2, "late", "long", 6)
     workers.wait_recorded("begun short")
@@ -169,7 +168,7 @@ def test_double_sigterm(workers: Workers) -> None:
 def test_abandons(workers: Workers, sent: str) -> None:
     """A second SIGINT, or a SIGQUIT, names what runs and leaves; what it had not acknowledged is another worker's at once."""
     worker = workers.make()
-    worker.subject = with_words(worker.subject, "-c", "2")
+    worker.add("-c", "2")
     worker.begin()
     workers.submit("job", "lost", 60, "late", "saved", 60)
     workers.wait_recorded("begun lost")
@@ -271,7 +270,7 @@ def test_answers_in_the_drain(workers: Workers) -> None:
 def test_visibility_timeout(workers: Workers) -> None:
     """A task that the broker is about to give to somebody else is named, once, in the drain too; one that is acknowledged is not."""
     worker = workers.make()
-    worker.subject = with_words(worker.subject, "-c", "2")
+    worker.add("-c", "2")
     worker.begin(VISIBILITY="3")
     workers.submit("late", "one", 5, "job", "two", 5)
     worker.wait_recorded("begun one")
@@ -309,9 +308,3 @@ def test_restarts(workers: Workers) -> None:
         worker.ended()
     assert workers.counted("begun") == workers.counted("ended") == dict.fromkeys(names, 1)
     assert workers.broker.ask("HLEN", "unacked") == 0
-
-
-def with_words(subject: Subject, *words: str) -> Subject:
-    """Return a subject that is started with more words."""
-    assert subject.activated is not None
-    return dataclasses.replace(subject, activated=(*subject.activated, *words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -37,6 +38,10 @@ class Worker(Server):
         """How it is started."""
         assert self.subject.activated is not None
         return self.subject.activated
+
+    def add(self, *words: str) -> None:
+        """Have it started with more words."""
+        self.subject = dataclasses.replace(self.subject, activated=(*self.words, *words))
 
     def begin(self, **env: str) -> Worker:
         """Start it, and wait until it is ready."""
