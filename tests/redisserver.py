@@ -35,6 +35,18 @@ class Server:
         with redis.Redis(port=self.port, decode_responses=True) as client:
             return client.execute_command(*command)
 
+    def flush(self) -> None:
+        """Forget everything; a server that has ended has."""
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.sendall(b"FLUSHALL\r\n")
+            assert connection.recv(64).startswith(b"+OK")
+
+    def end(self) -> None:
+        """End it before its time."""
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.sendall(b"SHUTDOWN NOSAVE\r\n")
+            connection.recv(64)
+
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Server]:

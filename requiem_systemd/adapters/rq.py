@@ -124,6 +124,15 @@ class Held(rq.worker.BaseWorker):
             self._job_hold.owner = f"process {self.horse_pid}"
         super().monitor_work_horse(*args, **kwargs)  # type: ignore[misc] # only those classes that have one call it
 
+    def teardown(self) -> None:
+        """Sign off; where Redis cannot be reached, RQ forgets the worker by itself after worker_ttl, and a stop is no failure."""
+        try:
+            super().teardown()
+        except redis.exceptions.ConnectionError as error:
+            if not self._service.draining():
+                raise
+            LOG.warning("the worker could not sign off: %s", error)
+
     def _release(self) -> None:
         hold, self._job_hold = self._job_hold, None
         if hold is not None:
@@ -140,7 +149,8 @@ class Held(rq.worker.BaseWorker):
         if self.scheduler:
             self.stop_scheduler()
         if self._job_hold is not None:
-            self.set_shutdown_requested_date()
+            with contextlib.suppress(redis.exceptions.RedisError):  # for dashboards only
+                self.set_shutdown_requested_date()
 
     def _end_fetch(self) -> None:
         pause = AGAIN

@@ -115,4 +115,4 @@ def workers_of(subject: Subject, folder: Path, broker: Redis) -> Iterator[Worker
         yield made
     finally:
         made.close()
-        broker.ask("FLUSHALL")
+        broker.flush()
