@@ -13,11 +13,13 @@ for. An abandoned drain is Celery's cold shutdown, which gives what is not ackno
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 from collections.abc import Callable
 from typing import Any, Final
 
+from billiard.common import REMAP_SIGTERM
 from celery import bootsteps, signals
 from celery.worker import state
 
@@ -25,9 +27,9 @@ from requiem_systemd import journal
 from requiem_systemd.adapters.celeryintake import Intake
 from requiem_systemd.errors import NotMainThreadError, ReloadError
 from requiem_systemd.ledger import HOOK, More, Record
-from requiem_systemd.service import process
 
 LOG: Final = logging.getLogger("requiem_systemd")
+process: Any = importlib.import_module("requiem_systemd.service").process  # adapters stand below the service
 
 
 def hold(app: Any) -> None:
@@ -81,7 +83,7 @@ class Holding(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries n
         process.engine.begun.then(self._begin)
         process.engine.stopped.then(self._stopped)
 
-    def close(self, worker: Any) -> None:
+    def close(self, worker: Any) -> None:  # noqa: ARG002 - Celery's
         """Celery stops, whoever has told it to."""
         self._closing = True
         if not process.draining():  # its remote control has, or it has failed
@@ -179,7 +181,7 @@ def _name_limits(worker: Any) -> None:
     soft, limit = worker.app.conf.worker_soft_shutdown_timeout, process.engine.setting.options.exit_timeout
     if pool not in ("prefork", "thread"):
         _mistake(f"Celery's pool {pool} runs tasks in the thread that would hand reserved ones back, which wait for them; use -P prefork or threads")
-    if os.environ.get("REMAP_SIGTERM"):
+    if REMAP_SIGTERM:
         _mistake("REMAP_SIGTERM= has no effect any more: SIGTERM waits for the tasks, SIGQUIT shuts Celery down cold")
     if soft >= limit:
         _mistake(

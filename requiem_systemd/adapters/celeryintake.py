@@ -20,7 +20,6 @@ from requiem_systemd import journal
 from requiem_systemd.errors import DrainingError
 from requiem_systemd.ledger import Record
 from requiem_systemd.protocol import clean, duration
-from requiem_systemd.service import Service
 
 LOG: Final = logging.getLogger("requiem_systemd")
 
@@ -31,7 +30,7 @@ class Intake:
     `settled` is called, in any thread, whenever all that was sent to the pool is known to run, or to have ended.
     """
 
-    def __init__(self, service: Service, settled: Callable[[], object]) -> None:
+    def __init__(self, service: Any, settled: Callable[[], object]) -> None:
         self.service = service
         self.settled = settled
         self.received: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()

