@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 ALARMS = ("Traceback", "Warning", "WARNING", "was destroyed", "CRITICAL", "ERROR", "Unrecoverable", "Requeuing")
 
 
+def environment(broker: Redis) -> dict[str, str]:
+    """Return what the programs find."""
+    return {**os.environ, "PYTHONPATH": f"{PROGRAMS}:{CHECKOUT}", "BROKER": broker.url, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def submit(program: str, broker: Redis, *words: object) -> None:
+    """Put jobs into a queue: kind, name, seconds, and so on."""
+    command = (sys.executable, str(PROGRAMS / f"{program}.py"), *map(str, words))
+    subprocess.run(command, env=environment(broker), check=True, timeout=30)
+
+
 class Worker(Server):
     """One worker; its port is the broker's."""
 
@@ -74,15 +85,12 @@ class Workers:
 
     def submit(self, *words: object) -> None:
         """Put jobs into the queue: kind, name, seconds, and so on."""
-        program = str(PROGRAMS / f"{self.subject.env['PROGRAM']}.py")
-        env = {**os.environ, "PYTHONPATH": f"{PROGRAMS}:{CHECKOUT}", "BROKER": self.broker.url, "PYTHONDONTWRITEBYTECODE": "1"}
-        subprocess.run([sys.executable, program, *map(str, words)], env=env, check=True, timeout=30)
+        submit(self.subject.env["PROGRAM"], self.broker, *words)
 
     def control(self, *words: str) -> str:
         """Have Celery's own command say something to all of them."""
-        env = {**os.environ, "PYTHONPATH": f"{PROGRAMS}:{CHECKOUT}", "BROKER": self.broker.url, "PYTHONDONTWRITEBYTECODE": "1"}
         command = (str(Path(sys.executable).with_name("celery")), "-A", "celery_app", *words)
-        return subprocess.run(command, env=env, cwd=PROGRAMS, check=False, timeout=30, stdout=subprocess.PIPE, text=True).stdout
+        return subprocess.run(command, env=environment(self.broker), cwd=PROGRAMS, check=False, timeout=30, stdout=subprocess.PIPE, text=True).stdout
 
     @property
     def recorded(self) -> list[str]:
