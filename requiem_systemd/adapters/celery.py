@@ -62,6 +62,7 @@ class Holding(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries n
         self._handlers: dict[str, Callable[..., Any]] = {}
         self._stack = contextlib.ExitStack()
         self._closing = False
+        self._handed_back = False
         self._hold = Record("handing back what was reserved", None)
         self._hold.more = More(HOOK)
         try:
@@ -128,6 +129,7 @@ class Holding(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries n
             if count := self._intake.hand_back():
                 LOG.info("%d reserved %s handed back to the broker", count, "task" if count == 1 else "tasks")
         finally:
+            self._handed_back = True
             self._settle()
 
     def _cancel(self) -> None:
@@ -136,8 +138,8 @@ class Holding(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries n
             consumer.cancel()
 
     def _settle(self) -> None:
-        """Hold for what was reserved no longer, once all that is in the pool is known to run."""
-        if process.draining() and not self._intake.waiting:
+        """Hold for what was reserved no longer, once it is handed back, and all that is in the pool is known to run."""
+        if self._handed_back and not self._intake.waiting:
             process.ledger.leave(self._hold)
 
     def _stopped(self) -> None:
@@ -178,7 +180,8 @@ def _refuse_reload() -> None:
 def _name_limits(worker: Any) -> None:
     """Say what is impossible, or has no effect any more."""
     pool = type(worker.pool).__module__.rpartition(".")[2]
-    soft, limit = worker.app.conf.worker_soft_shutdown_timeout, process.engine.setting.options.exit_timeout
+    soft = worker.app.conf.get("worker_soft_shutdown_timeout") or 0.0  # from Celery 5.5 on
+    limit = process.engine.setting.options.exit_timeout
     if pool not in ("prefork", "thread"):
         _mistake(f"Celery's pool {pool} runs tasks in the thread that would hand reserved ones back, which wait for them; use -P prefork or threads")
     if REMAP_SIGTERM:

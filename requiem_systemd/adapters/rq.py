@@ -30,6 +30,8 @@ from requiem_systemd.tracker import Hold
 LOG: Final = logging.getLogger("requiem_systemd")
 # A worker may be just about to fetch when it is asked to come back: it is asked again, doubled each time up to a second.
 AGAIN: Final = 0.02
+# It is none of Redis's doing then: the worker waits for a connection, or another thread has used the one that it was to fetch over.
+PATIENCE: Final = 5.0
 
 
 class Held(rq.worker.BaseWorker):  # type: ignore[misc] # its types are not followed, see pyproject.toml
@@ -153,17 +155,17 @@ class Held(rq.worker.BaseWorker):  # type: ignore[misc] # its types are not foll
                 self.set_shutdown_requested_date()
 
     def _end_fetch(self) -> None:
-        pause = AGAIN
+        pause, waited, gate = AGAIN, 0.0, self._service.gate
         while self._fetching and not self._fetched:
+            asked = False
             try:
-                if self._client is None or not self.connection.client_unblock(self._client):
-                    LOG.debug("the worker does not wait for Redis, or not yet")
+                asked = self._client is not None and self.connection.client_unblock(self._client)
             except redis.exceptions.RedisError:
-                gate = self._service.gate
-                if gate is not None:
-                    gate.call("SIGTERM", self._interrupt)
+                waited = PATIENCE
+            if gate is not None and not asked and waited >= PATIENCE:
+                gate.call("SIGTERM", self._interrupt)
             self._left.wait(pause)
-            pause = min(2 * pause, 1.0)
+            waited, pause = waited + pause, min(2 * pause, 1.0)
 
     def _interrupt(self, *_: object) -> None:
         """Leave a fetch that Redis cannot, or may not, be asked to end; it may be that there is no Redis."""
