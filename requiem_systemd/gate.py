@@ -120,11 +120,6 @@ class Gate:
             os.write(fd, bytes((number,)))
         return True
 
-    def dismiss(self, told: Callable[[_Handler], bool]) -> None:
-        """Forget those handlers of others that are told of the stop by other means: an adapter knows better."""
-        self._chained = {number: handler for number, handler in self._chained.items() if not told(handler)}
-        self._pending = [(number, handler) for number, handler in self._pending if not told(handler)]
-
     def chained(self) -> list[_Handler]:
         """Return the handlers of others."""
         return list(self._chained.values())
@@ -148,6 +143,19 @@ class Gate:
             self._pending = [(number, handler)]
             return number
         return None
+
+    def unchain(self, wanted: Callable[[_Handler], bool]) -> dict[str, _Handler]:
+        """Give handlers of others, by signal, to the caller, who knows better when to call them: we do not any more."""
+        given = {number: handler for number, handler in self._chained.items() if wanted(handler)}
+        for number in given:
+            del self._chained[number]
+        self._pending = [(number, handler) for number, handler in self._pending if handler not in given.values()]
+        return {name_of(number): handler for number, handler in given.items()}
+
+    def call(self, name: str, handler: _Handler) -> bool:
+        """Have the main thread call a handler as if its signal had come; False: no signal of ours is left to do it by."""
+        self._pending.append((int(signal.Signals[name]), handler))
+        return self._knock()
 
     def call_chained(self) -> bool:
         """Have the main thread call the handlers of others that wait."""

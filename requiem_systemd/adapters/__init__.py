@@ -33,7 +33,6 @@ _KINDS: Final[dict[str, Factory | str]] = {
     "twisted.internet.tcp.Port": "requiem_systemd.adapters.twistedports:door",
     "grpc._server._Server": "requiem_systemd.adapters.grpc:door",
     "grpc.aio._server.Server": "requiem_systemd.adapters.grpc:aio_door",
-    "waitress.server.BaseWSGIServer": "requiem_systemd.adapters.waitressservers:door",
 }
 
 

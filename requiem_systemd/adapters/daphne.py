@@ -54,7 +54,7 @@ def _stop_last(service: Any, reactor: Any) -> None:
     held.enter_context(service.keeping_main())  # the reactor's end is the main thread's
     reactor.addSystemEventTrigger("after", "shutdown", held.close)
     if service.gate is not None:
-        service.gate.dismiss(lambda handler: getattr(handler, "__self__", None) is reactor)
+        service.gate.unchain(lambda handler: getattr(handler, "__self__", None) is reactor)
     service.engine.stopped.then(lambda: reactor.callFromThread(stop))
 
 

@@ -60,7 +60,7 @@ class Hold:
         gate = self._service.gate
         if gate is not None:
             self._handler = next(filter(_is_dramatiqs, gate.chained()), None)
-            gate.dismiss(_is_dramatiqs)
+            gate.unchain(_is_dramatiqs)
 
     def after_worker_boot(self, broker: Any, worker: Any) -> None:
         """Say that it is ready, and have it stop when all is done."""

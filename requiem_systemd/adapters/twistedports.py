@@ -128,7 +128,7 @@ class Stop:
         service, reactor = self._service, self._reactor
         service.retake()
         if service.gate is not None:
-            service.gate.dismiss(lambda handler: getattr(handler, "__self__", None) is reactor)
+            service.gate.unchain(lambda handler: getattr(handler, "__self__", None) is reactor)
         self._staying.enter_context(service.keeping_main())
         reactor.addSystemEventTrigger("before", "shutdown", self._hold)
         reactor.addSystemEventTrigger("after", "shutdown", self._staying.close)

@@ -18,7 +18,7 @@ from tests.conformance.client import refused
 from tests.conformance.subjects import HTTP, Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 PROGRAMS: Final = Path(__file__).with_name("programs")
@@ -85,6 +85,15 @@ class Server:
         """Start it, and wait until it is ready; `ready`: and says so."""
         words = self.subject.activated if activated else self.subject.command
         assert words is not None
+        self.spawn(words, **env)
+        self.wait_for("running")
+        self.wait_for(lambda: not ready or self.told("READY"))
+        if not activated:  # servers say that they are ready a moment before they listen
+            self.wait_for(lambda: not refused(self.port), poll=True)
+        return self
+
+    def spawn(self, words: Sequence[str], **env: str) -> None:
+        """Start a command as the service; wait for nothing."""
         fill = {"bin": str(Path(sys.executable).parent), "python": sys.executable, "port": str(self.port)}
         with self._output.open("ab") as output:
             self.process = self.manager.spawn(
@@ -103,11 +112,6 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.wait_for("running")
-        self.wait_for(lambda: not ready or self.told("READY"))
-        if not activated:  # servers say that they are ready a moment before they listen
-            self.wait_for(lambda: not refused(self.port), poll=True)
-        return self
 
     def wait_for(self, what: Any, *, poll: bool = False, patience: float = PATIENCE) -> None:
         """Wait for a state of the unit or for a question's answer; show what the program wrote if it does not come."""

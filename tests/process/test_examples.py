@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from tests import redisserver
 from tests.process.running import CHECKOUT, TIMEOUT, Running
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 EXAMPLES: Final = CHECKOUT / "examples"
 SECONDS: Final = 0.5
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    """Skip a test where a framework is not installed: most builds do without."""
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"no {module}")
 
 
 @pytest.fixture
@@ -203,6 +214,39 @@ def test_11_cluster_stopped(example: Running, free_port: int) -> None:
     example.expect("listening")
     example.ends_after("job done")
     assert "grabs the violin" in example.lines
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[redisserver.Server]:
+    """Start a Redis."""
+    with redisserver.serving(tmp_path) as server:
+        yield server
+
+
+def queue_up(name: str, env: Mapping[str, str]) -> None:
+    """Have an example put a job into its queue."""
+    environment = {**os.environ, **env, "PYTHONPATH": str(CHECKOUT)}
+    subprocess.run([sys.executable, EXAMPLES / name], check=True, timeout=TIMEOUT, env=environment)
+
+
+@needs("celery")
+def test_15_celery(example: Running, broker: redisserver.Server) -> None:
+    """A task that runs is ended."""
+    env = {"EXAMPLE_BROKER": broker.url, "PYTHONWARNINGS": "default"}  # it warns where it is root
+    start(example, "-m", "celery", "--workdir", str(EXAMPLES), "-A", "15_celery", "worker", "-c", "1", env=env)
+    queue_up("15_celery.py", env)
+    example.expect("export 42: begun")
+    example.ends_after("export 42: done")
+
+
+@needs("rq")
+def test_16_rq(example: Running, broker: redisserver.Server) -> None:
+    """A job that runs is ended."""
+    env = {"EXAMPLE_BROKER": broker.url, "RQ_REDIS_URL": broker.url}
+    start(example, "-m", "rq.cli", "worker", "--path", str(EXAMPLES), "-w", "requiem_systemd.adapters.rq.Worker", env=env)
+    queue_up("16_rq.py", env)
+    example.expect("export 42: begun")
+    example.ends_after("export 42: done")
 
 
 def test_under_sixty_lines() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+
+from tests import redisserver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,17 +86,8 @@ print(json.dumps({"done": client.llen("done"), "lost": lost, "stops that lost": 
 @pytest.fixture(scope="module")
 def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Start a Redis of our own that keeps nothing, and return its socket."""
-    program = shutil.which("redis-server") or pytest.skip(
-        "no redis-server (Debian: apt install redis-server)"
-    )
-    path = tmp_path_factory.mktemp("redis") / "socket"
-    command = (program, "--port", "0", "--unixsocket", path, "--save", "", "--dir", path.parent)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        while "eady to accept connections" not in (line := server.stdout.readline()):
-            assert line, "redis-server did not come up"
-        yield path
-        server.terminate()
+    with redisserver.serving(tmp_path_factory.mktemp("redis")) as server:
+        yield server.path
 
 
 def stopped_at_random(form: str, path: Path) -> dict[str, int]:

@@ -1,11 +1,70 @@
-"""Signals as bytes: the handlers of others."""
+"""Handlers of others that an adapter takes over from the gate."""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+from typing import TYPE_CHECKING
+
+import pytest
 
 from requiem_systemd.gate import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals cannot be sent to a thread here")
+
+
+@pytest.fixture
+def called() -> list[str]:
+    """Return where the handlers note that they were called."""
+    return []
+
+
+@pytest.fixture
+def gate(called: list[str]) -> Iterator[Gate]:
+    """Return an armed gate that found a handler of somebody else's at SIGHUP, and one at SIGTERM."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)  # noqa: FBT003 - the standard library's
+    gate = Gate(theirs.fileno())
+    signal.signal(signal.SIGHUP, lambda *_: called.append("hangup"))
+    signal.signal(signal.SIGTERM, lambda *_: called.append("terminate"))
+    try:
+        gate.arm()
+        yield gate
+    finally:
+        gate.disarm()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        ours.close()
+        theirs.close()
+
+
+def test_unchained_is_not_called(gate: Gate, called: list[str]) -> None:
+    """A handler that was given to somebody is called by nobody else, though its signal has come; others are."""
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGTERM)
+    hangup = next(handler for handler in gate.chained() if "hangup" in str(handler.__code__.co_consts))
+    assert {"SIGHUP": hangup} == gate.unchain(lambda handler: handler is hangup)
+    assert gate.call_chained()
+    assert called == ["terminate"]
+    assert hangup not in gate.chained()
+
+
+def test_called_in_the_main_thread(gate: Gate, called: list[str]) -> None:
+    """A handler is called with the signal that it stands for."""
+    assert gate.call("SIGQUIT", lambda number, _: called.append(signal.Signals(number).name))
+    assert called == ["SIGQUIT"]
+
+
+def test_nothing_left_to_call_by(gate: Gate, called: list[str]) -> None:
+    """Where every handler of ours was replaced, nobody can be called."""
+    gate.disarm()
+    assert not gate.call("SIGQUIT", lambda *_: called.append("called"))
+    assert called == []
 
 
 def test_dismissed_handler_is_not_called_but_given_back() -> None:
@@ -21,11 +80,11 @@ def test_dismissed_handler_is_not_called_but_given_back() -> None:
     try:
         gate.arm()
         assert gate.chained() == [theirs]
-        gate.dismiss(lambda handler: handler is not theirs)
+        gate.unchain(lambda handler: handler is not theirs)
         assert gate.chained() == [theirs]
         signal.raise_signal(signal.SIGTERM)
         assert gate.has_chained()
-        gate.dismiss(lambda handler: handler is theirs)
+        gate.unchain(lambda handler: handler is theirs)
         assert gate.chained() == []
         assert not gate.has_chained()  # nor is it called for the signal that came before
         gate.disarm()
