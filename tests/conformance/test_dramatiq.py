@@ -53,7 +53,7 @@ def send(url: str, actor: str, *arguments: str) -> None:
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Program]:
     """Return a worker, not started. Its own limit for a stop is a second."""
-    with program(tmp_path, *COMMAND, "--worker-shutdown-timeout", "1000", notify_access="all") as made:
+    with program(tmp_path, *COMMAND, "--worker-shutdown-timeout", "1000", workers=1) as made:
         yield made
 
 
@@ -80,7 +80,7 @@ def test_fetched_goes_back_at_once(redis_url: str, tmp_path: Path) -> None:
     one.mkdir()
     other_folder.mkdir()
     two_threads = (*COMMAND[:-1], "2")
-    with program(one, *two_threads, notify_access="all") as worker, program(other_folder, *COMMAND, notify_access="all") as other:
+    with program(one, *two_threads, workers=1) as worker, program(other_folder, *COMMAND, workers=1) as other:
         for name in ("job", "twin", "next 0"):
             send(redis_url, "work", name, "8" if name != "next 0" else "0")
         worker.launch(REDIS_URL=redis_url)
@@ -177,7 +177,7 @@ def test_reload(worker: Program, redis_url: str) -> None:
 def test_several_processes(tmp_path: Path, redis_url: str) -> None:
     """Of several worker processes each drains by itself."""
     command = ("{bin}/dramatiq", "dramatiq_app", "--processes", "3", "--threads", "2")
-    with program(tmp_path, *command, notify_access="all") as worker:
+    with program(tmp_path, *command, workers=3) as worker:
         worker.launch(REDIS_URL=redis_url)
         worker.wait_for(lambda: worker.recorded.count("startup") == 3, poll=True)
         for number in range(4):

@@ -61,10 +61,14 @@ class Program(Server):
 
 
 @contextlib.contextmanager
-def program(folder: Path, *command: str, port: int = 0, notify_access: str = "main") -> Iterator[Program]:
-    """Return a program, not started: `{bin}`, `{python}` and `{port}` in the command are filled in. It ends with the block."""
+def program(folder: Path, *command: str, port: int = 0, workers: int = 0) -> Iterator[Program]:
+    """Return a program, not started: `{bin}`, `{python}` and `{port}` in the command are filled in. It ends with the block.
+
+    `workers`: how many processes of its own it starts, which are those that speak to the manager.
+    """
+    notify_access = "all" if workers else "main"
     with FakeManager(timeout_stop=TIMEOUT_STOP, notify_access=notify_access) as manager:
-        made = Program(Subject(command[0], command, command, notify_access=notify_access), manager, folder, port)
+        made = Program(Subject(command[0], command, command, notify_access=notify_access, workers=workers), manager, folder, port)
         try:
             yield made
         finally:
