@@ -242,11 +242,6 @@ class Arming(Tracking):
         loop.post(lambda: loop.reader(fd, readable))
 
     @property
-    def armed(self) -> bool:
-        """Whether it is armed, in this very process."""
-        return self._armed is not None
-
-    @property
     def gate(self) -> Gate | None:
         """What holds the signals, where the service is armed with them."""
         return None if self._engine is None else self._engine.wayout.gate

@@ -34,21 +34,21 @@ process: Any = importlib.import_module("requiem_systemd.service").process  # ada
 
 def hold(app: Any) -> None:
     """Have the workers of a Celery app hold the stop; write it below `app = Celery(…)`. Elsewhere than in a worker it does nothing."""
-    app.steps["worker"].add(Holding)
-    app.steps["consumer"].add(Consuming)
+    app.steps["worker"].add(_Holding)
+    app.steps["consumer"].add(_Consuming)
 
 
-class Consuming(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries no types
+class _Consuming(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries no types
     """The consumer's bootstep: it has connected, or connected again."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        """See Holding.connected."""
+        """See _Holding.connected."""
         consumer.controller.requiem.connected(consumer)
 
 
-class Holding(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries no types
+class _Holding(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries no types
     """The worker's bootstep, made before the pool is started, started after it and before the broker is asked for anything."""
 
     requires = ("celery.worker.components:Pool",)

@@ -181,6 +181,6 @@ def _requeue(request: Any) -> None:
         request.reject(requeue=True)
     else:  # Redis: a message that is rejected goes behind all others; this is what happens to one when its connection ends
         restore(tag)
-        virtual.QoS.ack(channel.qos, tag)
+        virtual.QoS.ack(channel.qos, tag)  # type: ignore[no-untyped-call] # kombu carries few types
         request.acknowledged = True
     state.task_ready(request)

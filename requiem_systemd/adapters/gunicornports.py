@@ -27,10 +27,12 @@ class Port:
         self._lock = threading.Lock()
         self._pending: deque[tuple[Any, Any]] = deque()
         self._name = listener.getsockname()
-        self.family, self.type, self.proto = listener.family, listener.type, listener.proto  # asked for when it may be closed
+        self.family: int = listener.family  # asked for when it may be closed, like the next two
+        self.type: int = listener.type
+        self.proto: int = listener.proto
         self.closed: bool = False
         self.last: Any = None
-        self.fileno = self._junction.fileno
+        self.fileno: Callable[[], int] = self._junction.fileno
 
     def __getattr__(self, name: str) -> Any:
         """Be the listener in all else; gevent would serve the `_sock` in it."""

@@ -56,7 +56,7 @@ class Worker(Server):
 
     def begin(self, **env: str) -> Worker:
         """Start it, and wait until it is ready."""
-        self.start(activated=True, **{"BROKER": self._broker.url, **env})
+        self.start(activated=True, ready=True, **{"BROKER": self._broker.url, **env})
         return self
 
 
