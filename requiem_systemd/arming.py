@@ -261,6 +261,10 @@ class Arming(Tracking):
         """Put LISTEN_* back into the environment, for a server that looks at it later than we did; it takes the descriptors."""
         give_back(self._environ, {name: value for name, value in self._taken.items() if name.startswith("LISTEN_")}, listeners=True)
 
+    def reclaim_listeners(self) -> None:
+        """Take out of the environment what such a server has left of LISTEN_*."""
+        take(self._environ)
+
     def _shown(self, text: str) -> str:
         return text if self._engine is None else self._engine.setting.shown(text)
 

@@ -56,7 +56,7 @@ class Crew:
 
     def take(self) -> None:
         """Override what has to be."""
-        protocol.take(os.environ)  # what gunicorn has left of LISTEN_*
+        self.service.reclaim_listeners()
         self._pipe = os.pipe()
         names = ("spawn_worker", "manage_workers", "reap_workers", "kill_worker", "kill_workers", "stop", "halt", "handle_int", "handle_quit")
         for name in names:

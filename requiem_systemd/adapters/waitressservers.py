@@ -65,6 +65,7 @@ class WaitressDoor:
         self.label: str = describe(server.socket)
         self._calls: deque[Callable[[], object]] = deque()
         self._thread: threading.Thread | None = None
+        self._ends = False
         self._runs: Callable[[], object]
         self._grace = grace
         self.connections: Connections
@@ -77,6 +78,7 @@ class WaitressDoor:
         """
         server = self.server
         self._thread = thread
+        self._ends = thread not in (None, threading.main_thread())
         take_over: Callable[[], object] = functools.partial(_take_over, server, self)
         if thread is not None:
             self._calls.append(take_over)
@@ -99,7 +101,9 @@ class WaitressDoor:
 
     def _run(self) -> None:
         self._thread = threading.current_thread()
-        self._runs()
+        self._ends = True
+        with self.service.keeping_main():
+            self._runs()
 
     def _post(self, call: Callable[[], object]) -> None:
         if self.server.trigger._closed:  # noqa: SLF001 - nothing else tells
@@ -113,10 +117,10 @@ class WaitressDoor:
         loop.post(lambda: loop.alarm(lambda: self._post(call), loop.clock.now() + seconds))
 
     def _end(self) -> None:
-        """All is done: the main thread is made to leave, and waitress sees to that; in another its loop is ended here."""
+        """All is done: the loop ends, but where it was found too late; from there the main thread is made to leave."""
         server = self.server
-        if self._thread not in (None, threading.main_thread()) and not server.trigger._closed:  # noqa: SLF001 - see above
-            self._post(lambda: [each.close() for each in list(server._map.values())])  # noqa: SLF001 - as MultiSocketServer.close()
+        if self._ends and not server.trigger._closed:  # noqa: SLF001 - see above
+            self._post(server._map.clear)  # noqa: SLF001 - what its loop lasts for; closed when it is gone, not under its select()
 
     # -- closing -------------------------------------------------------------------------------------------------------
 
