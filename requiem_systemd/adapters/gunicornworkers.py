@@ -77,7 +77,7 @@ class Post:
         self._before = worker.cfg.pre_request
         self._after = worker.cfg.post_request
         self._ports: list[Port] = []
-        self._live: dict[int, Any] = {}
+        self._live: set[int] = set()
         self._record = Record("connections of the worker", None)
         self._record.more = More(CONNECTION)
 
@@ -116,8 +116,6 @@ class Post:
         if self._ports:
             with contextlib.suppress(DrainingError):  # a stop in the boot is over already
                 self.service.ledger.enter(self._record)
-            for request in list(self._live.values()):
-                request.force_close()
             engine.loop.alarm(self._cut_silent, engine.loop.clock.now() + GRACE)
         if self.crew is not None:
             engine.setting.notifier = _Upward(self.crew)
@@ -161,6 +159,8 @@ class Post:
                 os.write(self.worker.PIPE[1], b".")
 
     def _run(self) -> None:
+        if self.crew is None:  # gunicorn has said so before; the manager may listen to workers too
+            self.service.ready()
         try:
             self._run_theirs()
         finally:
@@ -170,13 +170,23 @@ class Post:
                 self.service.engine.stopped.wait()
 
     def _pre_request(self, worker: Any, request: Any) -> None:
-        self._live[id(request)] = request
-        if self.service.draining():
-            request.force_close()
+        self._live.add(id(request))
+        request.should_close = self._decided(request.should_close)
         self._before(worker, request)
 
+    def _decided(self, theirs: Callable[[], bool]) -> Callable[[], bool]:
+        """Say whether the connection ends with the answer, once, when its head is written: it must not be closed after "keep-alive"."""
+        decided: list[bool] = []
+
+        def should_close() -> bool:
+            if not decided:
+                decided.append(theirs() or self.service.draining())
+            return decided[0]
+
+        return should_close
+
     def _post_request(self, worker: Any, request: Any, environ: Any, response: Any) -> None:
-        self._live.pop(id(request), None)
+        self._live.discard(id(request))
         self._after(worker, request, environ, response)
 
 

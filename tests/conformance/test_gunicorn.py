@@ -39,7 +39,8 @@ def make(tmp_path: Path, free_port: int) -> Iterator[Make]:
             manager = stack.enter_context(FakeManager(timeout_stop=TIMEOUT_STOP, notify_access=notify_access))
             command = ("{bin}/gunicorn", "--no-control-socket", *config, *words, "wsgi_app:app")
             bound = (*command, "-b", "127.0.0.1:{port}") if bind else command
-            server = Server(Subject("gunicorn", bound, command), manager, tmp_path, free_port)
+            workers = 1 if notify_access == "all" else 0  # that say by themselves that they drain
+            server = Server(Subject("gunicorn", bound, command, workers=workers), manager, tmp_path, free_port)
             stack.callback(server.kill)
             return server
 
