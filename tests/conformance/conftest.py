@@ -15,7 +15,7 @@ import pytest
 from requiem_systemd.testing import FakeManager
 from tests.conformance import table
 from tests.conformance.client import refused
-from tests.conformance.subjects import HTTP, Subject
+from tests.conformance.subjects import HTTP, VARIANTS, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +55,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 TABLES: Final = table.Tables()
+
+
+@pytest.hookimpl(trylast=True)  # when the tables have taken note of all
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave further ways to start the same server out of CI, which has 20 minutes; `tests/run conformance` runs all."""
+    if not os.environ.get("CI"):
+        return
+    out = [item for item in items if getattr(getattr(item, "callspec", None), "params", {}).get("subject") in VARIANTS]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
 
 
 def pytest_configure(config: pytest.Config) -> None:

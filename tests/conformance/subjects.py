@@ -194,3 +194,19 @@ HTTP: Final = (
         lacks={**NO_WEBSOCKETS, **NO_HOOKS, "keepalive": "it speaks HTTP/1.0", "announces_close": "it speaks HTTP/1.0"},
     ),
 )
+
+VARIED: Final = frozenset(
+    (
+        "uvicorn --loop asyncio",
+        "aiohttp AppRunner",
+        "hypercorn --workers 2",
+        "hypercorn --workers 0",
+        "granian --workers 2",
+        "gunicorn sync",
+        "werkzeug processes",
+        "waitress serve",
+        "flask run",
+    )
+)
+#: Further ways to start a server that is there already; CI, which has 20 minutes, leaves them out.
+VARIANTS: Final = [subject for subject in HTTP if subject.name in VARIED]

@@ -120,7 +120,8 @@ def with_table(readme: str, table: str) -> str:
 
 HEAD: Final = """# What the adapters cover
 
-Written by `tests/run conformance --write-table` from the tests, which CI runs: a cell says yes where there is a test, which passes; no
+Written by `tests/run conformance --write-table` from the tests, which that command runs (CI: all but further ways to start the same server,
+and what takes minutes): a cell says yes where there is a test, which passes; no
 where the framework makes it impossible, and says so at its start; and nothing where it has no meaning there.
 
 ## HTTP servers

@@ -45,6 +45,7 @@ def test_job_of_8_s(server: Server) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("subject", ASGI, ids=str)
 def test_job_of_90_s(server: Server) -> None:
     """So does one that takes longer than any server's own limit."""
@@ -52,6 +53,7 @@ def test_job_of_90_s(server: Server) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("subject", [variant("gunicorn -k uvicorn_worker.UvicornWorker", "--graceful-timeout", "100")], ids=str)
 def test_job_of_90_s_with_the_limit_lifted(server: Server) -> None:
     """The setting that the line names is the one that cuts."""

@@ -35,6 +35,7 @@ SPAWNED: Final = dataclasses.replace(BY_NAME["granian"], name="granian, spawned"
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("subject", OURS, ids=str)
 @pytest.mark.timeout(180)
 def test_long_job(server: Server) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.timeout(400),
     pytest.mark.skipif(find_spec("celery") is None or find_spec("rq") is None, reason="no Celery, no RQ"),
 ]

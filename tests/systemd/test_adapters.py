@@ -190,6 +190,7 @@ def test_inherited_listener(fleet: dict[str, Service], subject: Subject) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", LOADED)
 def test_restart_under_load(sandbox: Sandbox, python: str, repetitions: int, name: str) -> None:

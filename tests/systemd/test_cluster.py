@@ -225,6 +225,7 @@ def test_killed_primary(clustered: Callable[..., Cluster]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(420)
 def test_fifty_rolls(clustered: Callable[..., Cluster]) -> None:
     """Fifty reloads in a row with jobs of 60 s: no request fails, every job ends, nothing is left behind."""

@@ -118,6 +118,7 @@ def test_stop(queue: Queue) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_restarts(queue: Queue) -> None:
     """Of 100 jobs of 3 to 8 s on four worker processes, restarted five times in the middle, each runs to its end, once."""

@@ -103,6 +103,7 @@ def rolls(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_under_load(rolled: Setup, free_port: int, rolls: int) -> None:
     """Reloads and restarts under 500 requests/s, four jobs in flight: none fails, every job ends, and all answers are new."""
