@@ -140,7 +140,7 @@ class TrackRequests:
         if kind is None:
             await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
-        if scope["path"] == self._health and kind == REQUEST:
+        if scope.get("path") == self._health and kind == REQUEST:
             await self._answer_health(send)
             return
         if asyncio.get_running_loop() is not self._loop:

@@ -29,7 +29,6 @@ PATIENCE: Final = 40.0
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test with each subject that it says something about."""
-    metafunc.definition.add_marker(pytest.mark.timeout(120))
     given = any(mark.args[0] == "subject" for mark in metafunc.definition.iter_markers("parametrize"))
     if "subject" in metafunc.fixturenames and not given:
         row = metafunc.function.__name__.removeprefix("test_")
@@ -59,7 +58,10 @@ TABLES: Final = table.Tables()
 
 @pytest.hookimpl(trylast=True)  # when the tables have taken note of all
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave further ways to start the same server out of CI, which has 20 minutes; `tests/run conformance` runs all."""
+    """Give real servers time; leave further ways to start the same one out of CI, which has 20 minutes: `tests/run conformance` runs all."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(120))
     if not os.environ.get("CI"):
         return
     out = [item for item in items if getattr(getattr(item, "callspec", None), "params", {}).get("subject") in VARIANTS]
