@@ -116,8 +116,7 @@ class _Holding(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries 
         if self._closing:
             return
         consumer = getattr(self._worker, "consumer", None)
-        if consumer is None or consumer.connection is None:  # nothing was reserved, or the broker has it again
-            self._shut_down()
+        if consumer is None or consumer.connection is None:  # nothing was reserved, or the broker has it again; see connected
             return
         process.ledger.enter(self._hold)
         consumer.call_soon(self._hand_back)
@@ -145,17 +144,9 @@ class _Holding(bootsteps.StartStopStep):  # type: ignore[misc] # Celery carries 
     def _stopped(self) -> None:
         """All is done, or abandoned: have Celery shut down; the engine's thread calls this."""
         if not process.engine.drain.limits.abandoned:
-            self._shut_down()
-            return
-        if process.gate is None or not process.gate.call("SIGQUIT", self._abandon):
+            state.should_stop = os.EX_OK
+        elif process.gate is None or not process.gate.call("SIGQUIT", self._abandon):
             state.should_terminate = os.EX_TEMPFAIL
-        self._wake()
-
-    def _shut_down(self) -> None:
-        state.should_stop = os.EX_OK
-        self._wake()
-
-    def _wake(self) -> None:
         consumer = getattr(self._worker, "consumer", None)
         if consumer is not None:
             consumer.call_soon(bool)  # whatever it is called with, its loop then looks whether to stop
@@ -182,8 +173,8 @@ def _name_limits(worker: Any) -> None:
     pool = type(worker.pool).__module__.rpartition(".")[2]
     soft = worker.app.conf.get("worker_soft_shutdown_timeout") or 0.0  # from Celery 5.5 on
     limit = process.engine.setting.options.exit_timeout
-    if pool not in ("prefork", "thread"):
-        _mistake(f"Celery's pool {pool} runs tasks in the thread that would hand reserved ones back, which wait for them; use -P prefork or threads")
+    if pool == "solo":
+        _mistake("Celery's pool solo runs a task in the thread that would hand reserved ones back: they wait for it; use -P prefork or threads")
     if REMAP_SIGTERM:
         _mistake("REMAP_SIGTERM= has no effect any more: SIGTERM waits for the tasks, SIGQUIT shuts Celery down cold")
     if soft >= limit:

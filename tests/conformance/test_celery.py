@@ -253,6 +253,7 @@ def test_remote_shutdown(workers: Workers) -> None:
     worker.wait_recorded("begun one")
     workers.control("control", "shutdown")
     worker.manager.wait_message("STOPPING")
+    assert "ended one" not in workers.recorded
     assert "ended one" in worker.ended()
 
 
