@@ -221,6 +221,7 @@ def test_restart_of_a_kept_listener_under_load(activated: Setup, free_port: int,
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(240)
 def test_lame_duck_hides_the_jobs(activated: Setup, free_port: int, restarts: int) -> None:
     """With lame_duck="jobs" four jobs of 6 s make the silence of a restart no longer, by the median, than without them."""
