@@ -97,7 +97,7 @@ def test_sdist_holds_what_a_packager_needs(sdist: list[str]) -> None:
 
 def test_sdist_holds_nothing_else(sdist: list[str]) -> None:
     """What lies about in a working tree is not published; Debian's part comes from its own archive."""
-    tops = {"examples", "man", "requiem_systemd", "tests", "units"}
+    tops = {"docs", "examples", "man", "requiem_systemd", "tests", "units"}
     papers = {"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
     papers |= {".gitignore", "PKG-INFO", "pyproject.toml"}
     assert set() == {name.partition("/")[0] for name in sdist} - tops - papers
