@@ -18,7 +18,7 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
-from requiem_systemd.adapters.asgiservers import BACKLOG, listens
+from requiem_systemd.adapters.asgiservers import keep_backlog
 from requiem_systemd.adapters.connections import Connections, RequestName
 from requiem_systemd.adapters.tasks import INSIDE, Cut, in_request, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
@@ -164,8 +164,7 @@ class App:
         if not self._is_ours(getattr(factory, "request_handler", None)):
             return await theirs(factory, *args, **kwargs)
         self._adopt(factory)
-        if listens(kwargs.get("sock")):  # a smaller backlog would be that of everybody who has this listener
-            kwargs["backlog"] = max(kwargs.get("backlog") or 0, BACKLOG)
+        keep_backlog(kwargs)
         server = await theirs(factory, *args, **kwargs)
         self._service.track_socket(server)
         if self._run_app is not None:

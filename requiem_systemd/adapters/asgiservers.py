@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from requiem_systemd.adapters import loaded
+from requiem_systemd.listen import Listener
 
 LOG: Final = logging.getLogger("requiem_systemd")
 # The most that listen(2) takes; the kernel cuts it to net.core.somaxconn.
@@ -59,8 +60,7 @@ def _tracking(host: Any, create: Callable[..., Any]) -> Callable[..., Any]:
     """Return a loop's method that makes servers, with each server that it makes tracked."""
 
     async def create_server(*args: Any, **kwargs: Any) -> Any:
-        if listens(kwargs.get("sock")):  # a smaller backlog would be that of everybody who has this listener
-            kwargs["backlog"] = max(kwargs.get("backlog") or 0, BACKLOG)
+        keep_backlog(kwargs)
         server = await create(*args, **kwargs)
         host.track_socket(server)
         return server
@@ -79,6 +79,19 @@ def _see_to(function: str, host: Any, loop: asyncio.AbstractEventLoop) -> object
 def listens(sock: Any) -> bool:
     """Say whether a socket is a listener already."""
     return sock is not None and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def keep_backlog(kwargs: dict[str, Any]) -> None:
+    """See to it that `create_server` cuts no listener's backlog: it would be that of everybody who has it."""
+    sock = kwargs.get("sock")
+    if not listens(sock):
+        return
+    if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
+        kwargs["backlog"] = max(kwargs.get("backlog") or 0, BACKLOG)
+    elif type(sock) is socket.socket:
+        # asyncio's loops accept as many at once, too: with thousands in the queue all descriptors would be gone, and for each
+        # that is not accepted they report an error. So the number stays, and the listener does not listen again.
+        sock.__class__ = Listener
 
 
 class OwnStop:
