@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import socket
-import subprocess
-from typing import TYPE_CHECKING, Any, Final
-
-import pytest
+from typing import TYPE_CHECKING, Final
 
 from requiem_systemd.testing import FakeManager
+from tests import redisserver
 from tests.conformance.conftest import TIMEOUT_STOP, Server
 from tests.conformance.subjects import Subject
 
@@ -78,16 +74,5 @@ def program(folder: Path, *command: str, port: int = 0, workers: int = 0) -> Ite
 @contextlib.contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
     """Run a Redis of our own that keeps nothing; return its URL."""
-    path = shutil.which("redis-server") or pytest.skip("no redis-server (Debian: apt install redis-server)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words: list[Any] = [path, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        while "eady to accept connections" not in (line := server.stdout.readline()):
-            assert line, "redis-server did not come up"
-        try:
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            server.terminate()
+    with redisserver.serving(folder) as server:
+        yield server.url
