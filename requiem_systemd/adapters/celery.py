@@ -13,7 +13,6 @@ for. An abandoned drain is Celery's cold shutdown, which gives what is not ackno
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 from collections.abc import Callable
@@ -27,9 +26,10 @@ from requiem_systemd import journal
 from requiem_systemd.adapters.celeryintake import Intake
 from requiem_systemd.errors import NotMainThreadError, ReloadError
 from requiem_systemd.ledger import HOOK, More, Record
+from requiem_systemd.slot import own
 
 LOG: Final = logging.getLogger("requiem_systemd")
-process: Any = importlib.import_module("requiem_systemd.service").process  # adapters stand below the service
+process: Any = own()
 
 
 def hold(app: Any) -> None:

@@ -13,13 +13,13 @@ its ledger. Signals stay gunicorn's own there, but SIGINT drains, and only a sec
 from __future__ import annotations
 
 import contextlib
-import importlib
 import pkgutil
 from typing import Any
 
 from requiem_systemd.adapters import gunicornworkers
 from requiem_systemd.adapters.gunicorncrews import Crew
 from requiem_systemd.errors import RequiemError
+from requiem_systemd.slot import own
 
 
 def hold(settings: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ def hold(settings: dict[str, Any]) -> None:
     Hooks that stand in the file before this call are called after ours.
     """
     theirs = {name: settings.get(name) for name in ("on_starting", "when_ready", "pre_fork", "post_worker_init")}
-    service = importlib.import_module("requiem_systemd.service").process  # adapters stand below the service
+    service = own()
 
     def on_starting(server: Any) -> None:
         with contextlib.suppress(RequiemError):  # armed by a preloaded application, with options of its own

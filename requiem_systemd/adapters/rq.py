@@ -11,7 +11,6 @@ empty, to which Redis itself is asked to bring it (CLIENT UNBLOCK): either the f
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import threading
@@ -25,6 +24,7 @@ from rq.utils import now
 
 from requiem_systemd import journal
 from requiem_systemd.errors import DrainingError, NotMainThreadError
+from requiem_systemd.slot import own
 from requiem_systemd.tracker import Hold
 
 LOG: Final = logging.getLogger("requiem_systemd")
@@ -37,7 +37,7 @@ PATIENCE: Final = 5.0
 class Held(rq.worker.BaseWorker):  # type: ignore[misc] # its types are not followed, see pyproject.toml
     """What the classes below add to RQ's: the stop is held from before a job is fetched until RQ is done with it."""
 
-    _service: Any = importlib.import_module("requiem_systemd.service").process  # adapters stand below the service
+    _service: Any = own()
     _job_hold: Hold | None = None
     _registered = False
     _client: int | None = None
