@@ -17,7 +17,7 @@ from requiem_systemd.adapters.tasks import INSIDE, in_request, latched, track_ta
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.ledger import CONNECTION, JOB, REQUEST, More
 from requiem_systemd.protocol import length
-from requiem_systemd.report import first_segment
+from requiem_systemd.report import first_segment, health_path
 from requiem_systemd.service import Service, process
 
 Scope = MutableMapping[str, Any]
@@ -122,11 +122,8 @@ class TrackRequests:
         keepalive_grace: float = 0.5,
         service: Service = process,
     ) -> None:
-        if health is not None and not health.startswith("/"):
-            msg = f"TrackRequests(health={health!r}): give a path that begins with a slash"
-            raise ValueError(msg)
         self.app = app
-        self._health = health
+        self._health = health_path(health)
         self._label = label
         self._tasks = tasks
         self._grace = length("keepalive_grace", keepalive_grace)

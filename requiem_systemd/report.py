@@ -54,6 +54,14 @@ def listing(jobs: Sequence[JobInfo], most: int = 20) -> str:
     return shown + (f" and {len(jobs) - most} more" if len(jobs) > most else "")
 
 
+def health_path(path: str | None) -> str | None:
+    """Return what TrackRequests was given as `health` if it can be one; ValueError if not."""
+    if path is not None and not path.startswith("/"):
+        msg = f"TrackRequests(health={path!r}): give a path that begins with a slash"
+        raise ValueError(msg)
+    return path
+
+
 def first_segment(path: str) -> str:
     """Shorten a path to what tells an operator enough and nobody too much: /users/7/mail becomes /users."""
     head, slash, rest = path.removeprefix("/").partition("/")

@@ -9,7 +9,7 @@ from typing import Any
 from requiem_systemd.adapters import wsgiservers
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.ledger import REQUEST, More
-from requiem_systemd.report import first_segment
+from requiem_systemd.report import first_segment, health_path
 from requiem_systemd.service import Service, process
 from requiem_systemd.tracker import Hold
 
@@ -43,11 +43,8 @@ class TrackRequests:
         label: Callable[[Environ], str] | None = None,
         service: Service = process,
     ) -> None:
-        if health is not None and not health.startswith("/"):
-            msg = f"TrackRequests(health={health!r}): give a path that begins with a slash"
-            raise ValueError(msg)
         self.app = app
-        self._health = health
+        self._health = health_path(health)
         self._label = label
         self._service = service
         self._pid = 0  # whose first request has come
