@@ -54,6 +54,8 @@ EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "conformanc
 DIFFERS: Final = "(reload or reexec or units or journal or unhealthy) and not (example or rolling or cluster or queues or adapters)"
 PARTS: Final = (*EVERYTHING, "bench")
 GROUPS: Final = ("tests", "frameworks", "lint", "types")
+#: Groups that do not go with the frameworks: each in `apart/GROUP` of the virtual environment, for those who put that on their path.
+APART: Final = ("arq",)
 NEEDS_ROOT: Final = ("systemd", "roots")
 
 #: Debian packages: what the virtual environment needs to be made, and what parts need beside it.
@@ -253,15 +255,20 @@ def virtual_environment(groups: Sequence[str]) -> Path:
     """Return this checkout's virtual environment for the Python that runs this, made if need be."""
     version = ".".join(platform.python_version_tuple()[:2])
     wanted = requirements(groups)
+    declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["dependency-groups"]
+    apart = {name: declared[name] for name in APART if "frameworks" in groups}
     release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     origin = (sys.version, sys.base_prefix, release)
-    shared = cache() / f"venv-{version}-{digest(*origin, *wanted)}"
+    shared = cache() / f"venv-{version}-{digest(*origin, *wanted, repr(apart))}"
     python = shared / "bin" / "python"
 
     def build_shared() -> None:
         with step(f"making {shared} (a minute or so)"):
             quietly(sys.executable, "-m", "venv", shared)
-            quietly(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted)
+            pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+            quietly(*pip, *wanted)
+            for name, packages in apart.items():
+                quietly(*pip, "--target", shared / "apart" / name, *packages)
 
     own = cache() / f"checkout-{version}-{digest(str(shared), str(CHECKOUT))}"
 
@@ -272,6 +279,7 @@ def virtual_environment(groups: Sequence[str]) -> Path:
             # "checkout" is where a sandbox has it a second time: units with a /tmp or /home of their own may
             # not see the real one.
             (own / "checkout").mkdir()
+            (own / "apart").symlink_to(shared / "apart")
             (own / packages / "_shared.pth").write_text(f"{shared / packages}\n{own / 'checkout'}\n")
             pip = (
                 python,
@@ -284,7 +292,7 @@ def virtual_environment(groups: Sequence[str]) -> Path:
             quietly(*pip, "install", "--no-deps", "--no-build-isolation", "--editable", CHECKOUT)
             copy_scripts(shared / "bin", own / "bin")
 
-    make(shared, "\n".join(wanted), build_shared)
+    make(shared, "\n".join((*wanted, repr(apart))), build_shared)
     make(own, f"{CHECKOUT}\n{(CHECKOUT / 'pyproject.toml').read_text()}", build_own)
     return own
 

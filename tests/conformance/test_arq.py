@@ -15,7 +15,10 @@ from requiem_systemd.adapters.arq import hold
 from tests.conformance.conftest import CHECKOUT, PROGRAMS
 from tests.conformance.working import Program, program, redis_server
 
-pytest.importorskip("arq")
+#: arq in a folder of its own, where tests/run installs it: it wants an older redis-py than Celery does.
+APART = Path(sys.prefix) / "apart" / "arq"
+ENVIRONMENT = {"PYTHONPATH": f"{APART}:{PROGRAMS}:{CHECKOUT}"}
+COMMAND = ("{python}", "-m", "arq")
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +41,21 @@ def queued(url: str) -> int:
 
 def enqueue(url: str, function: str, *arguments: str) -> None:
     """Enqueue a job."""
-    env = {**os.environ, "REDIS_URL": url, "PYTHONPATH": f"{PROGRAMS}:{CHECKOUT}"}
+    env = {**os.environ, **ENVIRONMENT, "REDIS_URL": url}
     subprocess.run((sys.executable, "-B", PROGRAMS / "arq_app.py", function, *arguments), check=True, env=env)
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Program]:
     """Return a worker, not started."""
-    with program(tmp_path, "{bin}/arq", "arq_app.WorkerSettings") as made:
+    with program(tmp_path, *COMMAND, "arq_app.WorkerSettings") as made:
         yield made
 
 
 def working(worker: Program, url: str, *job: str, begun: str = "begun job") -> Program:
     """Start it, and wait until it works on a job."""
     enqueue(url, *job)
-    worker.launch(REDIS_URL=url)
+    worker.launch(**ENVIRONMENT, REDIS_URL=url)
     worker.wait_recorded(begun)
     return worker
 
@@ -77,14 +80,14 @@ def test_fetches_no_more(worker: Program, redis_url: str) -> None:
     """What is enqueued from the begin on, and what gets a free place only then, is the next process's."""
     enqueue(redis_url, "work", "job", "6")
     enqueue(redis_url, "work", "short", "3")
-    worker.launch(REDIS_URL=redis_url, MAX_JOBS="2")
+    worker.launch(**ENVIRONMENT, REDIS_URL=redis_url, MAX_JOBS="2")
     worker.wait_recorded("begun job")
     worker.wait_recorded("begun short")
     enqueue(redis_url, "work", "waiting", "0")
     worker.stop()
     enqueue(redis_url, "work", "late", "0")
     assert worker.ended()[3:] == ["ended short", "ended job", "shutdown"]
-    worker.launch(REDIS_URL=redis_url)
+    worker.launch(**ENVIRONMENT, REDIS_URL=redis_url)
     worker.wait_recorded("ended waiting")
     worker.wait_recorded("ended late")
     worker.stop()
@@ -96,7 +99,7 @@ def test_begun_in_the_drain(worker: Program, redis_url: str) -> None:
     working(worker, redis_url, "chain", "3", begun="begun first").stop()
     recorded = worker.ended()
     assert recorded[-2:] == ["ended second", "shutdown"]
-    worker.launch(REDIS_URL=redis_url)
+    worker.launch(**ENVIRONMENT, REDIS_URL=redis_url)
     worker.wait_recorded("ended third")
     worker.stop()
     recorded = worker.ended()
@@ -130,7 +133,7 @@ def test_failing_job(worker: Program, redis_url: str) -> None:
 
 def test_idle_stop(worker: Program, redis_url: str) -> None:
     """With nothing to do it ends at once, with status 0."""
-    worker.launch(REDIS_URL=redis_url)
+    worker.launch(**ENVIRONMENT, REDIS_URL=redis_url)
     worker.manager.stop()
     assert worker.ended() == ["startup", "shutdown"]
     worker.is_clean()
@@ -139,8 +142,8 @@ def test_idle_stop(worker: Program, redis_url: str) -> None:
 def test_burst(tmp_path: Path, redis_url: str) -> None:
     """A worker that ends because there is no more work waits for what a job has left running."""
     enqueue(redis_url, "chain", "0")
-    with program(tmp_path, "{bin}/arq", "--burst", "arq_app.WorkerSettings") as worker:
-        worker.launch(REDIS_URL=redis_url)
+    with program(tmp_path, *COMMAND, "--burst", "arq_app.WorkerSettings") as worker:
+        worker.launch(**ENVIRONMENT, REDIS_URL=redis_url)
         assert worker.ended()[-2:] == ["ended second", "shutdown"]
         worker.is_clean()
 
