@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from requiem_systemd.adapters.tasks import latched
-from requiem_systemd.arming import in_main_thread
 from requiem_systemd.errors import AbandonedError, DrainingError
+from requiem_systemd.gate import in_main_thread
 from requiem_systemd.service import Service, process
 from requiem_systemd.wayout import CHAINED_GRACE
 

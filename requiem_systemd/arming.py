@@ -14,7 +14,7 @@ from requiem_systemd.accepting import Acceptor
 from requiem_systemd.doors import Doors
 from requiem_systemd.engine import Engine
 from requiem_systemd.errors import RequiemError
-from requiem_systemd.gate import Gate
+from requiem_systemd.gate import Gate, in_main_thread
 from requiem_systemd.hooks import Hook, Hooks, running_loop
 from requiem_systemd.ledger import Record, holding
 from requiem_systemd.listen import Listeners
@@ -353,11 +353,6 @@ def _difference(armed: Options, wanted: Options) -> str:
         for name, ours, theirs in zip(armed._fields, armed, wanted, strict=True)
         if ours != theirs
     )
-
-
-def in_main_thread() -> bool:
-    """Say whether this is the main thread."""
-    return threading.current_thread() is threading.main_thread()
 
 
 def _belongs_to_somebody_else() -> bool:

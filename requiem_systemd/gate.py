@@ -8,7 +8,9 @@ Discussion of signal handling strategies.
   `add_signal_handler`, uvloop and trio take it too. So: the wakeup fd where we have it, and a Python handler that asks who owns it
   (`set_wakeup_fd` twice, nothing else tells) and writes the byte itself where it is not ours. One byte for each signal, either way.
 
-A handler that somebody else installed, before us or after us, is kept: `chained` says when it is called, once a signal.
+A handler that somebody else installed, before us or after us, is kept: `chained` says when it is called, once a signal. Nothing tells that
+one was installed, so `signal.signal` is ours while we are armed, as the signals are: what comes through it is taken back at once. Who has
+it from before, or sets handlers in C (uvloop), is seen at the next `retake`.
 Only this module touches `signal`.
 """
 
@@ -27,6 +29,11 @@ from requiem_systemd.errors import NotMainThreadError
 
 SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 _Handler = Callable[[int, FrameType | None], Any]
+
+
+def in_main_thread() -> bool:
+    """Say whether this is the main thread."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def name_of(number: int) -> str:
@@ -58,13 +65,16 @@ class Gate:
         self._chained: dict[int, _Handler] = {}
         self._pending: list[tuple[int, _Handler]] = []
         self._bound = self._handle  # one bound method: its identity is how we know our handler again
+        self.install: Callable[..., Any] = signal.signal  # the real one
+        self._found: Callable[..., Any] = signal.signal  # what was there before us: the same, or another gate's
+        self._watching = self._watch  # known again as well
 
     def arm(self) -> None:
         """Take the signals; NotMainThreadError outside the main thread of the main interpreter.
 
         A signal that is ignored stays ignored (nohup).
         """
-        if threading.current_thread() is not threading.main_thread():
+        if not in_main_thread():
             msg = "signals can be armed in the main thread only; call initialize() there, or initialize(signals=False) here"
             raise NotMainThreadError(msg)
         try:
@@ -73,27 +83,45 @@ class Gate:
             msg = f"signals can be armed in the main thread of the main interpreter only ({error}); use initialize(signals=False)"
             raise NotMainThreadError(msg) from error
         self._forward_to(previous_fd)
+        self._found = signal.signal
+        outer = getattr(self._found, "__self__", None)
+        self.install = outer.install if isinstance(outer, Gate) else self._found
         for number in SIGNALS:
             handler = signal.getsignal(number)
             if handler is signal.SIG_IGN or handler is None:
                 continue
             self._previous[number] = handler
-            signal.signal(number, self._bound)
+            self.install(number, self._bound)
             if _is_foreign(handler):
                 self._chained[number] = handler
+        setattr(signal, "signal", self._watching)  # noqa: B010 - type checkers refuse the plain form
         self.armed = True
+
+    def _watch(self, signalnum: int, handler: Any) -> Any:
+        """Stand in for `signal.signal`: chain a handler of somebody else's where ours stands; return theirs of before."""
+        known = callable(handler) or handler == signal.SIG_DFL
+        if not self.holds(signalnum) or not self.is_ours(signalnum) or not known or not in_main_thread():
+            previous = self.install(signalnum, handler)  # which may raise, or ignore the signal: as it was asked
+        else:
+            found = self._previous[signalnum]
+            previous = self._chained.pop(signalnum, found)
+            theirs = found if handler is self._bound else handler  # who puts ours back wants what there was before
+            if _is_foreign(theirs):
+                self._chained[signalnum] = theirs
+        self.retake()  # asyncio and trio have taken the wakeup fd just before
+        return previous
 
     def retake(self) -> None:
         """Take back what somebody took since: their handlers are chained, their wakeup fd is forwarded to.
 
         Outside the main thread nothing can be taken, and nothing is.
         """
-        if not self.armed or threading.current_thread() is not threading.main_thread():
+        if not self.armed or not in_main_thread():
             return
         for number in self._previous:
             handler = signal.getsignal(number)
             if handler is not self._bound and handler is not signal.SIG_IGN:
-                signal.signal(number, self._bound)
+                self.install(number, self._bound)
                 if _is_foreign(handler):
                     self._chained[number] = handler
         owner = signal.set_wakeup_fd(self.fd, warn_on_full_buffer=False)
@@ -209,9 +237,11 @@ class Gate:
         if not self.armed:
             return
         self.armed = False
+        if signal.signal is self._watching:
+            setattr(signal, "signal", self._found)  # noqa: B010 - type checkers refuse the plain form
         for number, handler in reversed(self._previous.items()):
             if self.is_ours(number):
-                signal.signal(number, handler)
+                self.install(number, handler)
         owner = signal.set_wakeup_fd(-1)
         fd, identity = self._forward
         if owner != self.fd:
@@ -236,7 +266,7 @@ class Gate:
         """In a fork's child: handlers back to what they were, then the signals let in."""
         if not self.armed:
             return
-        if threading.current_thread() is threading.main_thread():
+        if in_main_thread():
             self.disarm()
         else:  # os.fork in a thread: it is the child's main thread now, which `threading` will know in a moment
             self.armed = False

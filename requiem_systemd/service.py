@@ -11,9 +11,10 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from requiem_systemd import exits, slot
 from requiem_systemd.accepting import Acceptor, Address, connections
-from requiem_systemd.arming import Arming, in_main_thread
+from requiem_systemd.arming import Arming
 from requiem_systemd.binding import Fallback
 from requiem_systemd.errors import AbandonedError
+from requiem_systemd.gate import in_main_thread
 from requiem_systemd.hooks import running_loop
 from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.ledger import holding

@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar, overload
 
 from requiem_systemd import channel, exits
-from requiem_systemd.arming import in_main_thread
 from requiem_systemd.cluster import command
 from requiem_systemd.cluster.passed import Passed, find_listener
 from requiem_systemd.cluster.policy import summary
 from requiem_systemd.cluster.worker import Watcher, Worker
 from requiem_systemd.engine import Engine
 from requiem_systemd.errors import WorkerError
+from requiem_systemd.gate import in_main_thread
 from requiem_systemd.hooks import Hooks
 from requiem_systemd.latch import Latch
 from requiem_systemd.loop import Loop

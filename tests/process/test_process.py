@@ -320,16 +320,12 @@ def test_subprocesses_cannot_speak_for_us(program: Program) -> None:
     assert "child []" in program.ended()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_frameworks_handler(program: Program, when: str) -> None:
-    """A handler that was there before us, or came after us, is called once, when the ledger is empty."""
-    take = "signal.signal(signal.SIGTERM, lambda *_: print('framework', len(requiem.in_flight())))"
-    arm = "requiem.initialize()"
-    program.start(
-        JOB
-        + "\n".join([take, arm] if when == "before" else [arm, take])
-        + "\nstart(); requiem.ready(); time.sleep(100)"
-    )
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["before", "after", "last"])
+def test_a_frameworks_handler(program: Program, place: int) -> None:
+    """A handler that was there before us, or came after us, after READY=1 too, is called once, when the ledger is empty."""
+    lines = ["requiem.initialize()", "start(); requiem.ready()", "time.sleep(100)"]
+    lines.insert(place, "signal.signal(signal.SIGTERM, lambda *_: print('framework', len(requiem.in_flight())))")
+    program.start(JOB + "\n".join(lines))
     program.manager.stop()
     program.wait_for(lambda: "has seen the begin" in program.manager.status)
     program.manager.kill("SIGTERM")
@@ -339,6 +335,35 @@ def test_a_frameworks_handler(program: Program, when: str) -> None:
     output = program.ended()
     assert output.count("framework 0") == 1
     assert output.index("job done") < output.index("framework")
+
+
+def test_asyncios_handler(program: Program) -> None:
+    """The handler that a program gives its event loop, last of all, is called once, when the ledger is empty; the drain begins at once."""
+    program.start(
+        JOB
+        + """
+import asyncio
+
+async def main():
+    loop = asyncio.get_running_loop()
+    requiem.initialize()
+    start()
+    requiem.ready()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, lambda: (print("framework", len(requiem.in_flight())), stop.set()))
+    await stop.wait()
+    print("main ends")
+
+asyncio.run(main())
+"""
+    )
+    program.manager.stop()
+    program.wait_for(lambda: "has seen the begin" in program.manager.status)
+    assert "framework" not in program.output
+    let_go(program)
+    output = program.ended()
+    assert output.count("framework 0") == 1
+    assert output.index("job done") < output.index("framework") < output.index("main ends")
 
 
 def test_exit_timeout(program: Program) -> None:
