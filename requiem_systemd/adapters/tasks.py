@@ -29,6 +29,8 @@ class Inside:
 
 
 INSIDE: Final = Inside()
+# Servers that do their own work in what an application sends: hypercorn, whose next request and idle timeout begin in the task of the last one.
+_SERVERS: Final = ("hypercorn.",)
 in_request: Final[contextvars.ContextVar[Inside | None]] = contextvars.ContextVar("requiem_in_request", default=None)
 
 
@@ -63,16 +65,32 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
     if getattr(factory, "tracks_for", None) is service:
         return
 
+    def make(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
+        return asyncio.Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
+
     def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
-        task: Any = factory(loop, coro, **kwargs) if factory is not None else asyncio.Task(coro, loop=loop, **kwargs)
         inside = in_request.get()
-        if inside is not None and isinstance(task, asyncio.Future) and not inside.takes(task):
+        if inside is None:
+            return make(loop, coro, **kwargs)
+        if _is_a_servers(coro):
+            token = in_request.set(None)  # nor is what it begins
+            try:
+                return make(loop, coro, **kwargs)
+            finally:
+                in_request.reset(token)
+        task = make(loop, coro, **kwargs)
+        if isinstance(task, asyncio.Future) and not inside.takes(task):
             with contextlib.suppress(DrainingError):  # the loop is on its way out already
                 service.track(task, label=_label(task))
         return task
 
     create.tracks_for = service  # type: ignore[attr-defined] # a function has attributes
     loop.set_task_factory(create)  # type: ignore[arg-type] # whatever keywords this Python's loop gives are passed on
+
+
+def _is_a_servers(coroutine: Any) -> bool:
+    frame = getattr(coroutine, "cr_frame", None)
+    return frame is not None and frame.f_globals.get("__name__", "").startswith(_SERVERS)
 
 
 def _label(task: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -76,3 +76,20 @@ def test_tasks_of_a_request_are_jobs(service: Service) -> None:
         return first, second, third
 
     assert asyncio.run(main()) == ([], ["deeper", "work"], [])
+
+
+def test_tasks_of_a_server_are_none(service: Service) -> None:
+    """What a server begins in the task of a request, because the application sends there, is no job of the request."""
+    server: dict[str, Any] = {"__name__": "hypercorn.asyncio.tcp_server"}
+    exec("import asyncio\nasync def idle(): await asyncio.create_task(asyncio.sleep(0))", server)
+
+    async def main() -> tuple[object, ...]:
+        track_tasks(asyncio.get_running_loop(), service)
+        in_request.set(INSIDE)
+        idle = asyncio.create_task(server["idle"]())
+        await asyncio.sleep(0)  # it has begun another
+        found = service.in_flight()
+        await idle
+        return found
+
+    assert asyncio.run(main()) == ()
