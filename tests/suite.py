@@ -24,8 +24,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
@@ -33,6 +35,9 @@ from xml.etree import ElementTree as ET
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 from tests.systemd import sandbox  # noqa: E402 -- found thanks to the line above, before anything is installed
+
+#: What runs side by side prints as a whole.
+PRINTING: Final = threading.Lock()
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +52,8 @@ FOLDERS: Final = {
     "bench": ("tests/bench",),
     "slow": ("tests",),
 }
+#: How many tests at once, where they wait most of the time.
+PARALLEL: Final = {"process": 6, "conformance": 8}
 #: Parts that are run on every Python.
 PORTABLE: Final = ("unit", "property", "process")
 EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "conformance", "systemd", "roots", "slow")
@@ -75,6 +82,8 @@ PACKAGES: Final = {
     "roots": ("mmdebstrap", "systemd-container"),
 }
 
+#: A Python that Debian 12 does not have; run where one is found.
+PYTHON: Final = "3.12"
 #: Other Debians: Python 3.13 and systemd 257; Python 3.14 and systemd 262.
 SUITES: Final = {
     "trixie": (),
@@ -370,7 +379,7 @@ def run_pytest(part: str, venv: Path, arguments: Sequence[str], *, name: str = "
         if not os.access(CHECKOUT, os.W_OK):  # another user's: pytest and hypothesis warn that they cannot write
             cacheless = ("-p", "no:cacheprovider")
             os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(cache() / "hypothesis")
-        parallel = ("-n", "8") if part == "conformance" else ()  # they wait, most of the time
+        parallel = ("-n", str(PARALLEL[part])) if part in PARALLEL else ()
         command = (str(venv / "bin" / "python"), "-m", "pytest", *cacheless, "-m", marks, *parallel, *folders, *arguments)
         say(f"{row.part}: {shlex.join(command[1:])}")
         status = subprocess.run((*command, f"--junit-xml={report}"), check=False, cwd=CHECKOUT).returncode
@@ -394,18 +403,40 @@ def run_pytest(part: str, venv: Path, arguments: Sequence[str], *, name: str = "
 
 
 def roots(arguments: Sequence[str]) -> list[Row]:
-    """Run what is portable on other Pythons, and the tests with a real systemd on newer ones."""
-    rows = []
-    for python in pythons_here("3.12"):
-        rows += elsewhere("3.12", [python, "-B", __file__], arguments).rows
-    for suite, options in SUITES.items():
-        begin = time.monotonic()
-        try:
-            rows += in_root(root_tree(suite, options), arguments)
-        except (NotReadyError, sandbox.SandboxError, subprocess.SubprocessError) as error:
-            say(f"{suite}: {error}")
-            rows.append(Row(suite, "failed", time.monotonic() - begin))
-    return rows
+    """Run what is portable on other Pythons, and the tests with a real systemd on newer ones.
+
+    All at once, for they wait most of the time; each by a run of its own, whose output is shown when it has ended.
+    """
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(aside, place, arguments) for place in (PYTHON, *SUITES)]
+        return [row for run in runs for row in run.result()]
+
+
+def aside(place: str, arguments: Sequence[str]) -> list[Row]:
+    """Run what is to be run in one place, by this script."""
+    begin = time.monotonic()
+    with tempfile.NamedTemporaryFile(prefix="requiem-place-") as report, tempfile.TemporaryFile() as output:
+        words = (sys.executable, "-B", __file__, f"--report={report.name}", f"--place={place}", *arguments)
+        subprocess.run(words, check=False, stdout=output, stderr=output)
+        output.seek(0)
+        with PRINTING:
+            say(f"{place}, {time.monotonic() - begin:.0f} s:")
+            sys.stdout.buffer.write(output.read())
+            sys.stdout.flush()
+        text = report.read().decode()
+    return [Row(**row) for row in json.loads(text)["rows"]] if text else [Row(place, "failed")]
+
+
+def at(place: str, arguments: Sequence[str]) -> list[Row]:
+    """Run what is to be run on another Python that is here, or in the tree of another Debian."""
+    if place not in SUITES:
+        return [row for python in pythons_here(place) for row in elsewhere(place, [python, "-B", __file__], arguments).rows]
+    begin = time.monotonic()
+    try:
+        return in_root(root_tree(place, SUITES[place]), arguments)
+    except (sandbox.SandboxError, subprocess.SubprocessError) as error:
+        say(f"{place}: {error}")
+        return [Row(place, "failed", time.monotonic() - begin)]
 
 
 def pythons_here(version: str) -> list[str]:
@@ -498,6 +529,8 @@ def run_part(part: str, venv: Path, arguments: Sequence[str]) -> list[Row]:
             return [types(venv)]
         case "roots":
             return roots(arguments)
+        case place if place in (PYTHON, *SUITES):
+            return at(place, arguments)
         case _:
             return [run_pytest(part, venv, arguments)]
 
@@ -518,10 +551,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description="Run the tests: all parts, or those named. What follows them goes to pytest.",
     )
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)  # we are run by ourselves
+    parser.add_argument("--place", help=argparse.SUPPRESS)  # the same
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     words = list(argv)
     own = []
-    while words and (words[0] in (*PARTS, "-h", "--help") or words[0].startswith("--report=")):
+    while words and (words[0] in (*PARTS, "-h", "--help") or words[0].startswith(("--report=", "--place="))):
         own.append(words.pop(0))
     if words and not words[0].startswith("-") and not own:
         parser.error(f"there is no part {words[0]!r}, only {', '.join(PARTS)}")
@@ -536,7 +570,7 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options, arguments = parse(argv)
-    parts = options.parts or list(EVERYTHING)
+    parts = [options.place] if options.place else options.parts or list(EVERYTHING)
     rows = []
     if os.geteuid() != 0:
         rows = [Row(part, "LEFT OUT") for part in parts if part in NEEDS_ROOT]
@@ -546,7 +580,7 @@ def main(argv: Sequence[str]) -> int:
         if not options.report:
             install([*BASE, *(package for part in parts for package in PACKAGES.get(part, ()))])
             prune()
-        venv = virtual_environment(("tests",) if options.report else GROUPS)
+        venv = virtual_environment(("tests",) if options.report and not options.place else GROUPS)
         os.environ["PATH"] = f"{venv / 'bin'}:{os.environ['PATH']}"
         for part in parts:
             rows += run_part(part, venv, arguments)
