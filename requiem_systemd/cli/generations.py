@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: What `systemctl show` is asked for.
 PROPERTIES: Final = (
     *("Id", "LoadState", "ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "MainPID"),
-    *("StateChangeTimestampMonotonic", "StatusText", "NeedDaemonReload"),
+    *("StateChangeTimestampMonotonic", "StatusText"),
 )
 _NUMBERED: Final = re.compile(r"([0-9]+)(?:-[0-9]+)?")
 #: What may be in the name of an instance as it stands (systemd.unit(5)); a "/" is the mark of a path.
@@ -66,7 +66,6 @@ class Instance(NamedTuple):
     pid: int
     since: float  # of its state, on the monotonic clock
     text: str  # STATUS=
-    stale: bool  # its files have changed since systemd read them
 
     @property
     def name(self) -> str:
@@ -123,7 +122,6 @@ def _instance(values: Mapping[str, str]) -> Instance:
         pid=_number(values.get("MainPID", "")),
         since=_number(values.get("StateChangeTimestampMonotonic", "")) / 1e6,
         text=clean(values.get("StatusText", "")),
-        stale=values.get("NeedDaemonReload") == "yes",
     )
 
 

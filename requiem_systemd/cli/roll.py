@@ -66,6 +66,7 @@ class Plan(NamedTuple):
     old: list[Instance]
     failed: list[str]  # units that have ended badly, before this roll
     known: Instance | None  # the release that is asked for, if it serves already
+    again: list[str]  # of the new, what has run before and ended badly: a release
 
 
 def run(argv: Sequence[str]) -> int:
@@ -100,8 +101,8 @@ def _roll(anchor: Anchor, options: argparse.Namespace, *, ours: bool) -> int:
     plan = _plan(anchor, options)
     if plan.known is None:
         began = time.monotonic()
-        if any(one.stale for one in plan.old):
-            say(f"{anchor.name}@.service has changed on disk: systemctl daemon-reload, then another roll, takes that too")
+        if plan.again:  # systemd forgets it then, and reads its files as they are now, as it does those of all that are new
+            anchor.systemctl("reset-failed", "--", *plan.again)
         say(f"{generations.named(plan.new)}: starting")
         if problem := proof.begin(anchor, plan.new, options.probation):
             return fail(problem)
@@ -148,8 +149,9 @@ def _plan(anchor: Anchor, options: argparse.Namespace) -> Plan:
             f"was changed; roll again when one has ended:\n{_listing(instances)}"
         )
         raise RefusedError(msg)
-    failed = [one.unit for one in instances if one.active == "failed" and one.unit not in new]
-    return Plan(new, generations.others(instances, new), failed, known)
+    failed = [one.unit for one in instances if one.active == "failed"]
+    again = [unit for unit in failed if unit in new]
+    return Plan(new, generations.others(instances, new), [unit for unit in failed if unit not in new], known, again)
 
 
 def _listing(instances: Sequence[Instance]) -> str:

@@ -92,8 +92,9 @@ def test_debian_s_python_finds_it(installed: Sandbox) -> None:
 
 
 def test_documentation_is_there(installed: Sandbox) -> None:
-    """Units and examples are there to be read and copied, not packed."""
+    """Units, examples and docs are there to be read and copied, not packed."""
     files = installed.run("dpkg", "--listfiles", "python3-requiem-systemd").stdout.splitlines()
+    assert f"{DOCUMENTATION}/docs/deploying.md" in files
     assert f"{DOCUMENTATION}/examples/01_threads.py" in files
     assert [name for name in files if name.startswith(f"{DOCUMENTATION}/units/") and name.endswith(".service")]
     assert [name for name in files if "/systemd/system/" in name] == []  # a library ships no enabled unit

@@ -416,10 +416,29 @@ def test_progress_by_hand(rolled: Setup) -> None:
         f"{unit.stem}@2: up after N s",
         f"{unit.stem}@2: serving; {unit.stem}@1: draining in the background",
     ]
-    unit.box.unit(f"{unit.stem}@.service.d/later.conf", "[Unit]\nDescription=later\n")
-    assert "daemon-reload" in unit.run("roll").stdout
     assert unit.run("drain").returncode == 0
     assert unit.states() == {}
+
+
+def test_changed_unit(rolled: Setup) -> None:
+    """The next generation runs with the unit as it is on disk, and nobody is sent to daemon-reload for it."""
+    unit = rolled(PLAIN_WORKER)
+    unit.box.unit(f"{unit.stem}@.service.d/later.conf", "[Unit]\nDescription=later\n")
+    assert "daemon-reload" not in unit.run("roll").stdout
+    assert unit.box.show(f"{unit.stem}@2.service", "Description") == {"Description": "later"}
+
+
+def test_changed_unit_of_a_release_that_failed(rolled: Setup) -> None:
+    """A release that ended badly, which systemd therefore still knows, is read anew as well when it comes back."""
+    unit = rolled(HOLDING)
+    unit.run("roll", "--release", "v1")
+    unit.run("roll")
+    unit.box.systemctl("kill", "--signal=KILL", f"{unit.stem}@v1.service")
+    unit.await_states({"1": "deactivating", "2": "active"})
+    assert unit.instances()["v1"].active == "failed"
+    unit.box.unit(f"{unit.stem}@.service.d/later.conf", "[Unit]\nDescription=later\n")
+    assert unit.run("roll", "--release", "v1").returncode == 0
+    assert unit.box.show(f"{unit.stem}@v1.service", "Description") == {"Description": "later"}
 
 
 def test_says_what_to_do(rolled: Setup, sandbox: Sandbox) -> None:

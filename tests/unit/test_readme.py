@@ -30,6 +30,7 @@ README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS: Final = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PROGRAMS: Final = [text for kind, text in BLOCKS if kind == "python"]
 UNITS: Final = [text for kind, text in BLOCKS if kind == "ini"]
+PAGES: Final = sorted(str(path.relative_to(ROOT)) for pattern in ("*.md", "docs/*.md", "units/*.md", "examples/*.md") for path in ROOT.glob(pattern))
 TITLES: Final = ("fastapi", "threads", "asyncio", "worker")
 HEADINGS: Final = (
     *("What dies elsewhere", "What you add", "See it", "Do you need this?", "The servers and workers that you already run", "Limits"),
@@ -67,10 +68,25 @@ def test_unit_has_the_line_that_bears_the_load(unit: str) -> None:
     assert "TimeoutStopSec=" in unit
 
 
-def test_links_lead_somewhere() -> None:
-    """Files that are linked to are there."""
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """Files that are linked to are there, from the README and from every page beside and below it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_pages_are_found() -> None:
+    """The README leads to every page of docs/."""
+    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", README))
+    assert {page for page in PAGES if page.startswith("docs/")} == linked
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_pages_hold_python(page: str) -> None:
+    """What a page shows as Python is Python."""
+    for program in re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        compile(program, page, "exec")
 
 
 def test_limits_in_the_unit_are_understood() -> None:
