@@ -166,6 +166,18 @@ def test_failing_send_falls_back(stream: tuple[int, int], capfd: pytest.CaptureF
     assert capfd.readouterr().err == "<3>first\n<3>second\n"
 
 
+def flood(sender: socket.socket, path: Path) -> int:
+    """Send until no more is taken: the queue is full, or (where it is long) the sender has filled its own buffer; return how many were."""
+    sender.connect(str(path))
+    sender.settimeout(0.0)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sender.send(b"x")
+            sent += 1
+    return sent
+
+
 def test_full_queue_falls_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """While the journal's queue is full nothing is sent to it, which would block with the GIL held."""
     kept = Journal()
@@ -173,11 +185,9 @@ def test_full_queue_falls_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         journald.bind(str(tmp_path / "socket"))
         handler = JournalHandler(kept.send, journal.connected(str(tmp_path / "socket")))
         handler.handle(logging.makeLogRecord({"msg": "room", "levelno": logging.INFO}))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood, contextlib.suppress(BlockingIOError):
-            flood.connect(str(tmp_path / "socket"))
-            flood.settimeout(0.0)
-            while True:
-                flood.send(b"x")
+        with contextlib.ExitStack() as floods:
+            while flood(floods.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)), tmp_path / "socket"):
+                pass
         handler.handle(logging.makeLogRecord({"msg": "none", "levelno": logging.INFO}))
         handler.close()
     assert [record["MESSAGE"] for record in kept.records] == ["room"]
