@@ -224,6 +224,22 @@ def test_programs(command: str, program: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "ours"),
+    [
+        ("/srv/venv/bin/requiem-systemd reload --pid $MAINPID", True),
+        ("python -m requiem_systemd serve app", True),
+        ("rq worker --worker-class requiem_systemd.adapters.rq.Worker", True),
+        ("rq worker --worker-class=requiem_systemd.adapters.rq.Worker", True),
+        ("/opt/requiem-systemd/venv/bin/python -m app", False),
+        ("/opt/requiem_systemd/venv/bin/python -m app", False),
+    ],
+)
+def test_what_is_ours(line: str, *, ours: bool) -> None:
+    """A command of the library is told from a folder of its name."""
+    assert parse.is_ours(line) == ours
+
+
+@pytest.mark.parametrize(
     ("command", "signal"),
     [
         ("/bin/kill -s HUP $MAINPID", "HUP"),

@@ -200,7 +200,7 @@ class Facts:
         lines = [line for key in ("ExecStart", "ExecReload") for line in self.source.unit.all("Service", key)]
         if self.container:
             lines += self.source.unit.all("Container", "Exec")
-        if any("requiem-systemd" in line or "requiem_systemd" in line for line in lines):
+        if any(map(parse.is_ours, lines)):
             return True
         if (
             any(name.startswith("REQUIEM_") for name in self.environment)
@@ -288,7 +288,7 @@ class Facts:
     def anchor(self) -> bool:
         """Whether it is an anchor: its only work is to roll."""
         return any(
-            "roll" in command.words and "requiem" in str(command) for command in self.commands("ExecStart")
+            "roll" in command.words and parse.is_ours(str(command)) for command in self.commands("ExecStart")
         )
 
     @cached_property
@@ -297,7 +297,7 @@ class Facts:
         name = f"{self.specifiers['p']}.service"
         beside = self.source.others.get(name)
         rolls = beside is not None and any(
-            "requiem" in line and " roll" in line for line in beside.all("Service", "ExecStart")
+            parse.is_ours(line) and " roll" in line for line in beside.all("Service", "ExecStart")
         )
         return name if self.template and rolls else ""
 

@@ -15,6 +15,7 @@ _PIECE: Final = re.compile(
 )
 _ESCAPE: Final = re.compile(r"\\(x[0-9A-Fa-f]{2}|[0-7]{3}|.)", re.DOTALL)
 _ESCAPES: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "s": " "}
+_OURS: Final = re.compile(r"(?:^|[\s/])requiem-systemd(?:\s|$)|(?:^|[\s='\"])requiem_systemd(?:[.:\s]|$)")
 _YES: Final = frozenset(("1", "yes", "y", "true", "t", "on"))
 _SIGNAL: Final = re.compile(r"-(?:SIG)?([A-Z][A-Z0-9+]*|[0-9]+)$")
 _NUMBERS: Final = {
@@ -149,6 +150,11 @@ def option(argv: Iterable[str], *names: str) -> str | None:
         elif len(word) > 2 and word[1] != "-" and word[:2] in names:
             found = word[2:]
     return found
+
+
+def is_ours(line: str) -> bool:
+    """Say whether a command line runs, or loads, something of this library; a folder of its name is nothing."""
+    return _OURS.search(line) is not None
 
 
 def kill(command: Command) -> tuple[str, str] | None:

@@ -139,8 +139,7 @@ def _reloads_twice(facts: Facts) -> Verdict:
 
 def _no_control(facts: Facts) -> Verdict:
     asks = any(
-        "reload" in command.words and "requiem-systemd" in str(command)
-        for command in facts.commands("ExecReload")
+        "reload" in command.words and parse.is_ours(str(command)) for command in facts.commands("ExecReload")
     )
     return (
         asks

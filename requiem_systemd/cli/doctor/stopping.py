@@ -319,6 +319,6 @@ RULES: Final = (
     Rule("runtime-max", WARNS, _runtime_max, "without RuntimeMaxSec=", "systemd.service(5), RuntimeMaxSec="),
     Rule("was-killed", WARNS, _was_killed, "what is said above; journalctl -u NAME has the rest", "systemd.exec(5), $SERVICE_RESULT"),
     Rule("reboot-limit", NOTES, _reboot, "JobTimeoutSec= in drop-ins of reboot.target and poweroff.target, if it must take longer", "systemd.special(7), reboot.target"),
-    Rule("user-limit", WARNS, _user_manager, "TimeoutStopSec= in /etc/systemd/system/user@.service.d/drain.conf", "user@.service(5)"),
+    Rule("user-limit", NOTES, _user_manager, "TimeoutStopSec= in /etc/systemd/system/user@.service.d/drain.conf", "user@.service(5)"),
     Rule("user-linger", KILLS, _linger, "loginctl enable-linger USER", "loginctl(1), enable-linger"),
 )  # fmt: skip  # a table reads better in its rows
