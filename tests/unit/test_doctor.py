@@ -108,10 +108,13 @@ def test_live_timeout_counts() -> None:
     assert judged(text, live={"TimeoutStopUSec": "45s"}) == {"socket-missing", "stop-timeout-short"}
 
 
-@pytest.mark.parametrize(
-    ("process", "ids"),
-    [("", {"wrapper-maybe"}), ("bash", {"wrapper", "notify-from-behind"}), ("python3", set())],
-)
+@pytest.mark.parametrize(("process", "ids"), [("", {"wrapper-maybe"}), ("run.sh", {"wrapper", "notify-from-behind"}), ("python3", set())])
+def test_running_script_settles_it(process: str, ids: set[str]) -> None:
+    """A script that is still the main process has not ended in exec."""
+    assert judged(PLAIN.replace("/usr/bin/python3 -m app", "/srv/app/run.sh"), process=process) == ids
+
+
+@pytest.mark.parametrize(("process", "ids"), [("", {"wrapper-maybe"}), ("bash", {"wrapper", "notify-from-behind"}), ("python3", set())])
 def test_running_process_settles_it(process: str, ids: set[str]) -> None:
     """Whether a shell has stayed need not be guessed where the service runs."""
     text = PLAIN.replace("/usr/bin/python3 -m app", "/bin/bash -c 'cd /srv && python3 -m app'")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from requiem_systemd.cli.doctor import parse, programs
+from requiem_systemd.cli.doctor import parse, programs, wrappers
 from requiem_systemd.protocol import timespan
 from requiem_systemd.unitfile import Unit
 
@@ -17,22 +16,12 @@ if TYPE_CHECKING:
 
     from requiem_systemd.cli.doctor.parse import Command
     from requiem_systemd.cli.doctor.programs import Program
+    from requiem_systemd.cli.doctor.wrappers import Wrapper
 
 DEFAULT_TIMEOUT: Final = 90.0  # DefaultTimeoutStopSec= of systemd-system.conf(5)
 NOTIFYING: Final = frozenset(("notify", "notify-reload"))
 # What Quadlet writes into the service of a container; podman-systemd.unit(5), and its source, pkg/systemd/quadlet/quadlet.go
 _QUADLET: Final = MappingProxyType({"Type": "notify", "NotifyAccess": "all", "KillMode": "mixed"})
-_SHELLS: Final = frozenset(("sh", "bash", "dash", "ash", "zsh", "ksh", "fish"))
-_STAYING: Final = MappingProxyType(
-    {
-        "npm": "npm stays", "yarn": "yarn stays", "pnpm": "pnpm stays", "npx": "npx stays",
-        "uv": "uv run stays", "conda": "conda run stays", "sudo": "sudo stays",
-        "su": "su stays, and kills its command 2 s after a SIGTERM", "runuser": "runuser stays, and kills its command 2 s after a SIGTERM",
-        "screen": "screen stays", "tmux": "tmux stays", "script": "script stays", "xvfb-run": "xvfb-run stays",
-        "foreman": "foreman stays", "honcho": "honcho stays", "dotenv": "dotenv run stays", "direnv": "direnv stays", "time": "time stays",
-        "timeout": "timeout stays", "strace": "strace stays",
-    }
-)  # fmt: skip  # as above
 
 
 class Source(NamedTuple):
@@ -48,13 +37,6 @@ class Source(NamedTuple):
     limits: Mapping[str, float] = MappingProxyType({})  # "reboot", "user@": seconds, where systemd told
     lingers: bool | None = None
     process: str = ""  # the running main process's name
-
-
-class Wrapper(NamedTuple):
-    """What stands between systemd and the program."""
-
-    text: str  # what it is, in a sentence
-    sure: bool  # it is the main process, and not only until it execs
 
 
 class Facts:
@@ -154,7 +136,7 @@ class Facts:
         """What is run in the end: behind a shell, the command that it is given."""
         if self.container:
             return parse.words(self.source.unit.last("Container", "Exec"))
-        return _behind_shell(list(self._main.words)) if self._main else []
+        return wrappers.behind_shell(list(self._main.words)) if self._main else []
 
     @cached_property
     def _main(self) -> Command | None:
@@ -174,6 +156,11 @@ class Facts:
     def arguments(self) -> list[str]:
         """The known program's own arguments."""
         return self._found[1]
+
+    @property
+    def called(self) -> str:
+        """The program's name in a sentence."""
+        return self.program.name if self.program else "the program"
 
     @cached_property
     def drain(self) -> float | None:
@@ -230,30 +217,11 @@ class Facts:
     @cached_property
     def wrapper(self) -> Wrapper | None:
         """What stands between systemd and the program, if anything does."""
-        if (
-            self.container
-            or self._main is None
-            or (self.source.process and self.source.process not in (*_SHELLS, *_STAYING))
-        ):
-            return None
-        words = list(self._main.words)
-        while (
-            words
-            and words[0].rpartition("/")[2] in ("env", "nice", "ionice", "exec", "nohup")
-            and len(words) > 1
-        ):
-            words = words[1:]
-        name = words[0].rpartition("/")[2] if words else ""
-        if name in _SHELLS:
-            return _shell(name, words, running=self.source.process in _SHELLS)
-        if name in _STAYING and not (name == "uv" and "run" not in words):
-            return Wrapper(f"{_STAYING[name]} between systemd and the program", sure=True)
-        if name.endswith((".sh", ".bash")):
-            return Wrapper(
-                f"{name} is a shell script, which stays between systemd and the program unless it ends in exec",
-                sure=False,
-            )
-        return None
+        return (
+            None
+            if self.container or self._main is None
+            else wrappers.find(self._main.words, self.source.process)
+        )
 
     # -- the units beside it
 
@@ -316,32 +284,3 @@ def _span(text: str, unknown: float) -> float:
         return timespan(text)
     except ValueError:
         return unknown
-
-
-def _behind_shell(words: list[str]) -> list[str]:
-    """Return the last command of `sh -c "..."`; the words themselves where there is no shell."""
-    if words[0].rpartition("/")[2] not in (*_SHELLS, "su", "runuser"):
-        return words
-    position = next(
-        (place for place, word in enumerate(words) if re.fullmatch(r"-[a-z]*c|--command", word)), None
-    )
-    if position is None or position + 1 >= len(words):
-        return words
-    parts = [part for part in re.split(r"&&|\|\||[;&|\n]", words[position + 1]) if part.strip()]
-    return parse.words(parts[-1]) if parts else words
-
-
-def _shell(name: str, words: list[str], *, running: bool) -> Wrapper | None:
-    """Say whether a shell stays. Tried: dash always does; bash 5.1 and later executes the last command of its -c in its place."""
-    position = next(
-        (place for place, word in enumerate(words) if re.fullmatch(r"-[a-z]*c|--command", word)), None
-    )
-    text = words[position + 1].strip() if position is not None and position + 1 < len(words) else ""
-    last = re.split(r"&&|\|\||[;\n]", text.rstrip("; \n"))[-1].strip()
-    if last.startswith("exec ") and "|" not in last and not last.endswith("&") and not running:
-        return None
-    said = f"{name} stays between systemd and the program: it is the main process, dies of the first SIGTERM, and passes none on"
-    sure = running or not (name in ("bash", "zsh") and text and "|" not in last and not last.endswith("&"))
-    return Wrapper(
-        said if sure else f"{name} may stay between systemd and the program (bash before 5.1 does)", sure=sure
-    )

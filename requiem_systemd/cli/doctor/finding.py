@@ -15,6 +15,8 @@ DROPS: Final = "drops"
 WARNS: Final = "warns"
 #: True, and nothing to mend in this unit.
 NOTES: Final = "notes"
+#: What a stop must leave to a program of which nothing is known: as long as a request may take at most places.
+ORDINARY: Final = 30.0
 #: The worst first.
 SEVERITIES: Final = (KILLS, DROPS, WARNS, NOTES)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from requiem_systemd.cli.doctor import listening, speaking, stopping
+from requiem_systemd.cli.doctor import containers, listening, rolling, speaking, stopping, times
 from requiem_systemd.cli.doctor.facts import Facts
 from requiem_systemd.cli.doctor.finding import SEVERITIES, Finding
 
@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from requiem_systemd.cli.doctor.facts import Source
     from requiem_systemd.cli.doctor.finding import Rule
 
-RULES: Final[tuple[Rule, ...]] = (*stopping.RULES, *speaking.RULES, *listening.RULES)
+RULES: Final[tuple[Rule, ...]] = (
+    *stopping.RULES,
+    *times.RULES,
+    *speaking.RULES,
+    *listening.RULES,
+    *rolling.RULES,
+    *containers.RULES,
+)
 #: The rules that look at a socket's own file.
 _FOR_SOCKETS: Final = frozenset(("socket-restarts", "socket-flushes"))
 

@@ -212,7 +212,7 @@ def _store(facts: Facts) -> Verdict:
 def _stale(facts: Facts) -> Verdict:
     return (
         facts.source.live.get("NeedDaemonReload") == "yes"
-        and "the files have changed since systemd read them: what is said here is not in force yet"
+        and "the files have changed since systemd read them: what is said here may not be in force yet, and a new drop-in is not looked at"
     )
 
 
