@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from requiem_systemd.cli import templates
 from requiem_systemd.cli.doctor import programs, show, sources
 from requiem_systemd.cli.doctor.rules import findings
+from requiem_systemd.cli.serve import workers
 from requiem_systemd.cli.templates import Wanted
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def _wanted(options: argparse.Namespace) -> Wanted:
     program, arguments = programs.find(words)
     if options.workers and not (options.serve or options.rolling):
         msg = "--workers: of a program of yours only --rolling can start several; --serve can by itself"
+        raise UsageError(msg)
+    if options.workers == "auto" and options.rolling:
+        msg = "--workers auto: of a rolled service give their number"
         raise UsageError(msg)
     listens = options.socket or (LISTENS if options.serve else "")
     several = program is not None and programs.has_children(program, arguments)
@@ -286,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workers",
-        type=_count,
+        type=workers,
         metavar="N",
         help="with --serve: so many processes; with --rolling: instances a generation",
     )
@@ -309,13 +313,6 @@ def _parser() -> argparse.ArgumentParser:
         help="say as JSON what was written, what to type next, and what doctor finds",
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 10_000:
-        msg = f"{text!r}: give a number, 1 or more"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
 
 
 def _address(text: str) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from requiem_systemd.cli.doctor import parse
+from requiem_systemd.cli.doctor.facts import Facts, Source
+from requiem_systemd.protocol import timespan
+from requiem_systemd.unitfile import Unit
 from tests.systemd.sandbox import CHECKOUT
 
 if TYPE_CHECKING:
@@ -127,6 +132,42 @@ def test_manager_that_waits_no_longer(command: Command, service: ServiceFactory,
     finally:
         sandbox.run("rm", "-r", "/run/systemd/system/reboot.target.d")
         sandbox.daemon_reload()
+
+
+ODD = r"""
+[Service]
+Type=simple
+KillMode=mixed
+KillMode=
+ExecStart=/bin/false
+ExecStart=
+ExecStart=-@/bin/sleep 'a name' "infinity" \
+# a comment, \
+   ; another
+   \x41=%%%N "b \" c" 'd e'f \; $$x
+Environment=A=1 "B=2 3"
+Environment=
+Environment='C=4 \
+  5' D=6
+TimeoutStopSec=1min \
+  30s
+"""
+
+
+def test_read_as_systemd_reads(service: ServiceFactory, sandbox: Sandbox) -> None:
+    """Of a unit with every oddity of the syntax doctor's reading is systemd's."""
+    unit = service("", start=False)
+    sandbox.unit(unit.name, ODD)
+    sandbox.daemon_reload()
+    facts = Facts(Source(unit.name, Unit((ODD,))))
+    (command,) = facts.commands("ExecStart")
+    shown = unit.show("ExecStart", "KillMode", "Environment", "TimeoutStopUSec")
+    argv = re.search(r"argv\[\]=(.*?) ; ignore_errors=(\w+)", shown["ExecStart"])
+    assert argv is not None
+    assert (argv[1], argv[2]) == (" ".join(("a name", *command.words[1:])), "yes")
+    assert facts.kill_mode == shown["KillMode"]
+    assert [f"{key}={value}" for key, value in facts.environment.items()] == parse.words(shown["Environment"])
+    assert facts.stop_timeout == timespan(shown["TimeoutStopUSec"])
 
 
 def test_unknown_unit(command: Command) -> None:

@@ -156,6 +156,16 @@ def test_socket_beside(tmp_path: Path) -> None:
     assert "socket-missing" in found(unit)
 
 
+def test_socket_of_others(tmp_path: Path) -> None:
+    """A socket that the service only needs is none of its own, whether or not it is there to be read."""
+    text = PLAIN.replace("After=", "Wants=dbus.socket\nAfter=").replace("python3 -m app", "env uvicorn --fd 3 app:app")
+    unit = write(tmp_path / "app.service", text)
+    assert "socket-missing" in found(unit)
+    write(tmp_path / "dbus.socket", "[Socket]\nListenStream=1\n")
+    assert found(unit) >= {"socket-missing"}
+    assert "socket-not-required" not in found(unit)
+
+
 def test_program_is_looked_at(tmp_path: Path) -> None:
     """A program that is there tells whether it uses the library, and whether it keeps a listener in the fd store."""
     unit = write(

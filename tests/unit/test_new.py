@@ -37,7 +37,7 @@ def combinations() -> Iterator[list[str]]:
                 yield [*SERVE, *socket, *rolling, *user, "--workers", "4"]
                 yield [*EXEC, *socket, *rolling, *user]
                 yield [*EXEC, *socket, *rolling, *user, "--type", "exec"]
-            yield [*EXEC, "--rolling", "--workers", "3", *user]
+        yield [*EXEC, "--rolling", "--workers", "3", *user]
 
 
 def new(folder: Path, *options: str, name: str = "shop") -> dict[str, Unit]:
@@ -92,6 +92,12 @@ def test_serve_workers(tmp_path: Path) -> None:
     service = new(tmp_path, *SERVE, "--workers", "4")["shop.service"]
     assert service.last("Service", "ExecStart").endswith(" serve --workers 4 shop.web:app")
     assert service.last("Service", "OOMPolicy") == "continue"
+
+
+def test_serve_workers_by_cpus(tmp_path: Path) -> None:
+    """As many as there are CPUs is left to serve."""
+    service = new(tmp_path, *SERVE, "--workers", "auto")["shop.service"]
+    assert service.last("Service", "ExecStart").endswith(" serve --workers auto shop.web:app")
 
 
 def test_rolling_workers(tmp_path: Path) -> None:
@@ -292,6 +298,7 @@ def test_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["shop", "--serve", "a b"], "MODULE:APP"),
         (["shop", *EXEC, "--workers", "2"], "--rolling"),
         (["shop", *SERVE, "--workers", "0"], "1 or more"),
+        (["shop", *SERVE, "--rolling", "--workers", "auto"], "give their number"),
         (["shop", *SERVE, "--socket", "soon"], "give PORT"),
         (["shop", *SERVE, "--socket", "99999"], "give PORT"),
         (["shop", *SERVE, "--socket", "1.2.3.4:80 "], "give PORT"),

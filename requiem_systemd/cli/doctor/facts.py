@@ -12,7 +12,7 @@ from requiem_systemd.protocol import timespan
 from requiem_systemd.unitfile import Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from requiem_systemd.cli.doctor.parse import Command
     from requiem_systemd.cli.doctor.programs import Program
@@ -22,6 +22,22 @@ DEFAULT_TIMEOUT: Final = 90.0  # DefaultTimeoutStopSec= of systemd-system.conf(5
 NOTIFYING: Final = frozenset(("notify", "notify-reload"))
 # What Quadlet writes into the service of a container; podman-systemd.unit(5), and its source, pkg/systemd/quadlet/quadlet.go
 _QUADLET: Final = MappingProxyType({"Type": "notify", "NotifyAccess": "all", "KillMode": "mixed"})
+#: Sockets that many services need and that start none of them.
+_FOREIGN: Final = (
+    "dbus",
+    "docker",
+    "podman",
+    "containerd",
+    "systemd-",
+    "avahi",
+    "cups",
+    "libvirt",
+    "rpcbind",
+    "snapd",
+    "mysql",
+    "postgresql",
+    "redis",
+)
 
 
 class Source(NamedTuple):
@@ -228,29 +244,21 @@ class Facts:
     @cached_property
     def sockets(self) -> dict[str, Unit]:
         """The socket units that start it or that it inherits from, as far as their names are known; an unread one is empty."""
-        stem = self.specifiers["p"] if self.template else self.specifiers["N"]
-        named = [word for word in self.words("Sockets") if word.endswith(".socket")]
-        named += [
-            word
-            for key in ("Requires", "Wants", "BindsTo")
-            for word in self.words(key, "Unit")
-            if word.endswith(".socket")
-        ]
-        named += [
-            word for word in self.source.live.get("TriggeredBy", "").split() if word.endswith(".socket")
-        ]
-        beside = [
-            name for name in (f"{self.specifiers['N']}.socket", f"{stem}.socket") if self._starts_us(name)
-        ]
-        return {name: self.source.others.get(name, Unit(())) for name in (*named, *beside)}
+        inherited = [*self.words("Sockets"), *self.source.live.get("TriggeredBy", "").split()]
+        depends = [word for key in ("Requires", "Wants", "BindsTo") for word in self.words(key, "Unit")]
+        own = [f"{self.specifiers['N']}.socket", f"{self.specifiers['p']}.socket"]
+        beside = [name for name in own if name in self.source.others]
+        names = [*inherited, *(name for name in (*depends, *beside) if self._starts_us(name, own))]
+        return {name: self.source.others.get(name, Unit(())) for name in names if name.endswith(".socket")}
 
-    def _starts_us(self, socket: str) -> bool:
-        """Say whether a socket that is beside the service, by name, is the one that starts it."""
-        unit = self.source.others.get(socket)
-        if unit is None:
-            return False
-        started = parse.expand(unit.last("Socket", "Service"), parse.specifiers(socket))
-        return started in ("", self.name, f"{self.specifiers['p']}.service")
+    def _starts_us(self, socket: str, own: Sequence[str]) -> bool:
+        """Say whether a socket is the service's own, and no other's that it needs, such as dbus.socket."""
+        if (unit := self.source.others.get(socket)) is None:
+            return socket in own or not socket.startswith(_FOREIGN)
+        started = parse.expand(unit.last("Socket", "Service"), parse.specifiers(socket)) or socket.replace(
+            ".socket", ".service"
+        )
+        return started in (self.name.replace(".container", ".service"), f"{self.specifiers['p']}.service")
 
     @cached_property
     def anchor(self) -> bool:

@@ -59,7 +59,9 @@ def _unused(facts: Facts) -> Verdict:
 
 
 def _required(facts: Facts) -> Verdict:
-    inherits = {name for name in facts.sockets if name in facts.source.others} | set(facts.words("Sockets"))
+    inherits = {
+        name for name in facts.sockets if name in facts.source.others or name in facts.words("Sockets")
+    }
     needed = {word for key in ("Requires", "BindsTo", "Requisite") for word in facts.words(key, "Unit")}
     lacking = sorted(inherits - needed)
     if not lacking or facts.anchored_by or facts.template:
