@@ -18,12 +18,12 @@ FOLDERS: Final = (
     *("/run/systemd/generator", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"),
     "/run/systemd/generator.late",
 )
-# What an empty assignment leaves as it was; all else it resets. systemd.unit(5): dependencies cannot be reset; and words, numbers and
-# times do not parse when empty, so that systemd ignores the line (src/core/load-fragment.c, src/shared/conf-parser.h).
+# What an empty assignment leaves as it was; all else it resets. systemd.unit(5): dependencies cannot be reset. Words, numbers and times do
+# not parse when empty, so that systemd ignores the line; but for KillMode=. Tried, one by one: 252, 257, 262.
 KEPT: Final = frozenset(
     (
         *("After", "Before", "BindsTo", "Conflicts", "PartOf", "Requires", "Requisite", "Sockets", "Upholds", "WantedBy", "Wants"),
-        *("ExitType", "KillMode", "KillSignal", "NotifyAccess", "OOMPolicy", "Restart", "RestartKillSignal", "Type"),
+        *("BusName", "Delegate", "ExitType", "KillSignal", "NotifyAccess", "OOMPolicy", "Restart", "RestartKillSignal", "Type"),
         *("DynamicUser", "IgnoreOnIsolate", "NonBlocking", "RemainAfterExit", "RuntimeDirectoryPreserve", "SendSIGHUP", "SendSIGKILL"),
         *("FileDescriptorStoreMax", "FileDescriptorStorePreserve", "StartLimitBurst", "StartLimitIntervalSec"),
         *("RestartSec", "RuntimeMaxSec", "TimeoutSec", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec"),
@@ -97,9 +97,8 @@ def assignments(text: str) -> Iterator[tuple[str, str, str]]:
 def _joined(text: str) -> Iterator[str]:
     """Yield lines; systemd.syntax(7): a comment never continues, nor does it end a line that is continued around it."""
     held = ""
-    for raw in text.split("\n"):
-        line = raw.lstrip()
-        if line.startswith(("#", ";")):
+    for line in text.split("\n"):
+        if line.lstrip().startswith(("#", ";")):
             continue
         if (len(line) - len(line.rstrip("\\"))) % 2:
             held += f"{line[:-1]} "

@@ -139,6 +139,8 @@ ODD = r"""
 Type=simple
 KillMode=mixed
 KillMode=
+Restart=always
+Restart=
 ExecStart=/bin/false
 ExecStart=
 ExecStart=-@/bin/sleep 'a name' "infinity" \
@@ -161,11 +163,15 @@ def test_read_as_systemd_reads(service: ServiceFactory, sandbox: Sandbox) -> Non
     sandbox.daemon_reload()
     facts = Facts(Source(unit.name, Unit((ODD,))))
     (command,) = facts.commands("ExecStart")
-    shown = unit.show("ExecStart", "KillMode", "Environment", "TimeoutStopUSec")
+    shown = unit.show("ExecStart", "KillMode", "Restart", "Environment", "TimeoutStopUSec")
     argv = re.search(r"argv\[\]=(.*?) ; ignore_errors=(\w+)", shown["ExecStart"])
     assert argv is not None
     assert (argv[1], argv[2]) == (" ".join(("a name", *command.words[1:])), "yes")
-    assert facts.kill_mode == shown["KillMode"]
+    assert (
+        (facts.kill_mode, facts.restart)
+        == (shown["KillMode"], shown["Restart"])
+        == ("control-group", "always")
+    )
     assert [f"{key}={value}" for key, value in facts.environment.items()] == parse.words(shown["Environment"])
     assert facts.stop_timeout == timespan(shown["TimeoutStopUSec"])
 

@@ -41,7 +41,7 @@ def test_own_service(text: str, name: str | None) -> None:
 def test_only_service_section(tmp_path: Path) -> None:
     """Other sections, comments and continued lines are not taken for settings."""
     write(tmp_path, "app.service", UNIT)
-    assert settings("app.service", tmp_path) == {"KillMode": "mixed", "ExecStart": "/bin/true  KillMode=x"}
+    assert settings("app.service", tmp_path) == {"KillMode": "mixed", "ExecStart": "/bin/true    KillMode=x"}
 
 
 def test_first_folder_wins(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[S]\nA=1\\\n# between\n  2\n", [("S", "A", "1 2")]),
-        ("[S]\nA=1 \\\n   \\\n3\n", [("S", "A", "1   3")]),
+        ("[S]\nA=1\\\n# between\n  2\n", [("S", "A", "1   2")]),
+        ("[S]\nA=1 \\\n   \\\n3\n", [("S", "A", "1      3")]),
         ("[S]\n# B=1 \\\nA=2\n", [("S", "A", "2")]),
         ("[S]\nA=b\\\\\nB=1\n", [("S", "A", "b\\\\"), ("S", "B", "1")]),
         ("[S]\n  ; c\n  A = 'x = y'  \n", [("S", "A", "'x = y'")]),
@@ -99,11 +99,11 @@ def test_empty_resets_lists() -> None:
     """An empty assignment forgets the lines of a list before it; a word's or a dependency's it leaves, as systemd does."""
     unit = unitfile.Unit(
         (
-            "[Unit]\nAfter=a\n[Service]\nExecStart=/bin/a\nKillMode=mixed\n",
-            "[Unit]\nAfter=\n[Service]\nExecStart=\nExecStart=/bin/b\nKillMode=\n",
+            "[Unit]\nAfter=a\n[Service]\nExecStart=/bin/a\nKillMode=mixed\nRestart=always\n",
+            "[Unit]\nAfter=\n[Service]\nExecStart=\nExecStart=/bin/b\nKillMode=\nRestart=\n",
         )
     )
     assert unit.all("Service", "ExecStart") == ["/bin/b"]
-    assert unit.last("Service", "KillMode") == "mixed"
+    assert (unit.last("Service", "KillMode"), unit.last("Service", "Restart")) == ("", "always")
     assert unit.all("Unit", "After") == ["a"]
     assert unit.last("Service", "Type") == ""
