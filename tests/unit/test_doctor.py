@@ -184,6 +184,37 @@ def test_program_is_looked_at(tmp_path: Path) -> None:
     assert found(unit) == set()
 
 
+@pytest.mark.parametrize(
+    ("command", "file", "text", "ids"),
+    [
+        ("gunicorn app", "gunicorn.conf.py", "graceful_timeout = 300\n", {"stop-timeout-short"}),
+        ("gunicorn --graceful-timeout 40 app", "gunicorn.conf.py", "graceful_timeout = 300\n", set()),
+        ("gunicorn -c file:conf.py app", "conf.py", "graceful_timeout=300\n", {"stop-timeout-short"}),
+        ("gunicorn app", "gunicorn.conf.py", "from requiem_systemd.adapters import gunicorn\ngraceful_timeout = 300\n", set()),
+        ("gunicorn app", "other.py", "graceful_timeout = 300\n", set()),
+        ("uwsgi --ini x.ini", "x.ini", "[uwsgi]\nmaster = true\n", {"no-drain"}),
+        ("uwsgi --ini x.ini", "x.ini", "hook-master-start = unix_signal:15 gracefully_kill_them_all\n", set()),
+        ("puma", "config/puma.rb", "workers 2\n  worker_shutdown_timeout(200)\n", {"stop-timeout-short"}),
+        ("sidekiq", "config/sidekiq.yml", ":concurrency: 5\n:timeout: 200\n", {"stop-timeout-short"}),
+    ],
+)
+def test_configuration_is_looked_at(tmp_path: Path, command: str, file: str, text: str, ids: set[str]) -> None:
+    """A server's own limit may stand in its configuration file: one that can be read counts, after the options."""
+    write(tmp_path / file, text)
+    lines = PLAIN.replace("/usr/bin/python3 -m app", f"/usr/bin/{command}").replace("10min", "100").replace(
+        "[Service]", f"Requires=app.socket\n[Service]\nKillMode=mixed\nOOMPolicy=continue\nWorkingDirectory={tmp_path}"
+    )
+    assert found(write(tmp_path / "app.service", lines)) == ids
+
+
+def test_variables_are_options() -> None:
+    """What a server takes from its environment counts as an option."""
+    text = PLAIN.replace("/usr/bin/python3 -m app", "/usr/bin/env uvicorn app").replace("[Service]", "Requires=app.socket\n[Service]")
+    assert "socket-unused" in judged(text)
+    assert "socket-unused" not in judged(text + "Environment=UVICORN_FD=3\n")
+    assert "oom-stops-all" in judged(text + "Environment=WEB_CONCURRENCY=4\n")
+
+
 def test_generation_knows_its_anchor() -> None:
     """A template is a generation by the anchor beside it."""
     assert Facts(sources.from_file(str(UNITS / "rolling@.service"))).anchored_by == "rolling.service"

@@ -50,6 +50,7 @@ class Source(NamedTuple):
     user: bool = False  # of a user's manager
     version: int | None = None  # of systemd
     script: str = ""  # the text of the program, where it can be read
+    config: str = ""  # the text of the server's configuration, likewise
     limits: Mapping[str, float] = MappingProxyType({})  # "reboot", "user@": seconds, where systemd told
     lingers: bool | None = None
     process: str = ""  # the running main process's name
@@ -168,10 +169,17 @@ class Facts:
         """The program, if it is known."""
         return self._found[0]
 
-    @property
+    @cached_property
     def arguments(self) -> list[str]:
-        """The known program's own arguments."""
-        return self._found[1]
+        """The known program's own arguments; those that come by the environment first, since typed ones count more."""
+        program, typed = self._found
+        told = [
+            word
+            for name, variable, option in programs.VARIABLES
+            if program is not None and program.name == name and (value := self.environment.get(variable))
+            for word in ((option, value) if option else parse.words(value))
+        ]
+        return [*told, *typed]
 
     @property
     def called(self) -> str:
@@ -190,7 +198,7 @@ class Facts:
             and self.get("KillSignal") in ("SIGINT", "INT")
         ):
             return math.inf  # its graceful way
-        return programs.drain_of(self.program, self.arguments) if self.program else None
+        return programs.drain_of(self.program, self.arguments, self.source.config) if self.program else None
 
     @cached_property
     def has_children(self) -> bool:
@@ -207,7 +215,7 @@ class Facts:
             return True
         if (
             any(name.startswith("REQUIEM_") for name in self.environment)
-            or "requiem_systemd" in self.source.script
+            or "requiem_systemd" in self.source.script + self.source.config
         ):
             return True
         # somebody says READY=1 for a program that does not by itself

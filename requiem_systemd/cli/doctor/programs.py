@@ -31,9 +31,7 @@ class Program(NamedTuple):
 
     name: str
     kind: str = OTHER
-    words: tuple[
-        str, ...
-    ] = ()  # by which it is known: its file, module of `python -m`, or subcommand of another
+    words: tuple[str, ...] = ()  # it is known by: a file, a module of python -m, another and its subcommand
     graceful: float = 0.0  # seconds that work has after SIGTERM, infinite: as long as it takes, 0: none
     limits: tuple[str, ...] = ()  # options that set that
     children: str = ""  # of its worker processes, if it has any
@@ -45,6 +43,9 @@ class Program(NamedTuple):
     notifies: bool = False  # says READY=1 by itself
     pings: bool = False  # says WATCHDOG=1 by itself
     socket: tuple[str, ...] | bool = False  # takes systemd's listener: by itself, or by these options
+    configs: tuple[str, ...] = ()  # options that name its configuration file
+    config: str = ""  # where that is if they do not
+    configured: str = ""  # what in it sets the limit: an expression whose group is the number; one without a group has no limit
     advice: str = ""  # the line to write where it has no drain at all
 
 
@@ -57,6 +58,7 @@ PROGRAMS: Final = (
     Program(
         "gunicorn", WEB, ("gunicorn", "gunicorn3", "gunicorn.app.wsgiapp", "run_gunicorn"), 30.0, ("--graceful-timeout",),
         children=DRAIN, many=True, hup=RELOAD, fast=("KILL", "QUIT", "INT", "ABRT"), notifies=True, socket=True,
+        configs=("-c", "--config"), config="gunicorn.conf.py", configured=r"^graceful_timeout\s*=\s*(\d+)",
     ),
     Program(
         "uvicorn", WEB, ("uvicorn",), math.inf, ("--timeout-graceful-shutdown",),
@@ -65,6 +67,7 @@ PROGRAMS: Final = (
     Program(
         "hypercorn", WEB, ("hypercorn",), 3.0, ("--graceful-timeout",),
         children=DRAIN, many=("--workers", "-w"), hup=RELOAD, socket=("--bind=fd://", "-b=fd://"),
+        configs=("-c", "--config"), configured=r"^graceful_timeout\s*=\s*(\d+)",
     ),
     Program("granian", WEB, ("granian",), math.inf, ("--workers-kill-timeout",), children=DRAIN, many=True, hup=RELOAD),
     Program("daphne", WEB, ("daphne",), socket=("--fd",), advice="app = requiem_systemd.asgi.TrackRequests(app), in the application"),
@@ -74,6 +77,7 @@ PROGRAMS: Final = (
     Program(
         "uWSGI", WEB, ("uwsgi", "uwsgi-core"), many=True, hup=RELOAD, fast=("KILL", "ABRT"), notifies=True, socket=True,
         advice="hook-master-start = unix_signal:15 gracefully_kill_them_all, in uWSGI's own configuration, and no KillSignal= here",
+        configs=("--ini", "-i", "--ini-paste"), configured="gracefully_kill_them_all",
     ),
     Program(
         "celery multi", QUEUE, ("celery multi", "celeryd_multi", "celeryd-multi"), math.inf,
@@ -88,13 +92,22 @@ PROGRAMS: Final = (
     Program("dramatiq", QUEUE, ("dramatiq", "rundramatiq"), 600.0, children=DIE, many=True, again=True, hup=RELOAD),
     Program("arq", QUEUE, ("arq",), advice="requiem_systemd.adapters.arq.hold(WorkerSettings), in its module"),
     Program("huey", QUEUE, ("huey_consumer.py", "huey_consumer", "run_huey"), many=("-k", "--worker-type"), advice="KillSignal=SIGINT"),
-    Program("puma", WEB, ("puma",), 30.0, children=DRAIN, many=("-w", "--workers"), notifies=True, pings=True, socket=True),
-    Program("sidekiq", QUEUE, ("sidekiq", "sidekiqswarm"), 25.0, ("-t", "--timeout"), hup=IGNORE, notifies=True, pings=True),
+    Program("puma", WEB, ("puma",), 30.0, children=DRAIN, many=("-w", "--workers"), notifies=True, pings=True, socket=True, configs=("-C", "--config"), config="config/puma.rb", configured=r"^\s*worker_shutdown_timeout\D+(\d+)"),
+    Program("sidekiq", QUEUE, ("sidekiq", "sidekiqswarm"), 25.0, ("-t", "--timeout"), hup=IGNORE, notifies=True, pings=True, configs=("-C", "--config"), config="config/sidekiq.yml", configured=r"^:?timeout:\s*(\d+)"),
     Program("PM2", OTHER, ("pm2", "pm2-runtime"), 1.6, hup=IGNORE),
     Program("Node", WEB, ("node", "nodejs"), math.inf),
     Program("docker", OTHER, ("docker run", "docker start", "podman run", "podman start", "docker-compose up", "docker compose"), 10.0, hup=IGNORE),
 )  # fmt: skip  # a table reads better in its rows
 _KNOWN: Final = {word: program for program in PROGRAMS for word in program.words}
+#: Variables that say what options say, by program: the option, or "" where it is options as they are typed.
+VARIABLES: Final = (
+    ("gunicorn", "GUNICORN_CMD_ARGS", ""),
+    ("uvicorn", "WEB_CONCURRENCY", "--workers"),
+    ("uvicorn", "UVICORN_WORKERS", "--workers"),
+    ("uvicorn", "UVICORN_FD", "--fd"),
+    ("uvicorn", "UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN", "--timeout-graceful-shutdown"),
+    ("puma", "WEB_CONCURRENCY", "--workers"),
+)
 #: Programs that become, by exec, what stands behind them (airflow runs it as itself).
 _PASSING: Final = (
     "env", "exec", "nice", "ionice", "chrt", "taskset", "setpriv", "nohup", "setsid", "stdbuf", "choom", "prlimit", "catchsegv", "chpst",
@@ -163,9 +176,11 @@ def _named(name: str, rest: list[str]) -> Program | None:
     return _KNOWN.get(name)
 
 
-def drain_of(program: Program, argv: Sequence[str]) -> float:
-    """Return how long a program's work has after SIGTERM, in seconds, by its options or by its own default."""
+def drain_of(program: Program, argv: Sequence[str], config: str = "") -> float:
+    """Return how long a program's work has after SIGTERM, in seconds: by its options, its configuration, or its own default."""
     text = parse.option(argv, *program.limits) if program.limits else None
+    if text is None and program.configured and (match := re.search(program.configured, config, re.MULTILINE)):
+        text = match[1] if match.re.groups else "inf"
     try:
         return program.graceful if text is None else float(text)
     except ValueError:

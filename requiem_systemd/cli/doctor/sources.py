@@ -9,7 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING, Final
 
 from requiem_systemd.cli.doctor import parse
-from requiem_systemd.cli.doctor.facts import Source
+from requiem_systemd.cli.doctor.facts import Facts, Source
 from requiem_systemd.protocol import clean, timespan
 from requiem_systemd.unitfile import Unit, listed, text_of
 
@@ -72,7 +72,7 @@ def from_file(path: str, *, user: bool = False) -> Source:
         if os.path.isfile(os.path.join(folder, other))
     }
     mine = user or any(one in os.path.abspath(path) for one in _USER_FOLDERS)
-    return Source(name, unit, beside, user=mine, script=_script(name, unit))
+    return Source(name, unit, beside, user=mine, script=_script(name, unit), config=_config(name, unit))
 
 
 def _from_files(paths: Iterable[str]) -> Unit:
@@ -123,6 +123,16 @@ def _script(name: str, unit: Unit) -> str:
     return ""
 
 
+def _config(name: str, unit: Unit) -> str:
+    """Return the text of the known server's configuration file, where it can be read here."""
+    facts = Facts(Source(name, unit))
+    if facts.program is None or facts.container:
+        return ""
+    named = parse.option(facts.arguments, *facts.program.configs) or facts.program.config
+    folder = facts.get("WorkingDirectory").lstrip("-")
+    return _head(os.path.join(folder, named.removeprefix("file:"))) if named else ""
+
+
 def _head(path: str) -> str:
     return (text_of(path) or "")[:_MOST] if path.startswith("/") else ""
 
@@ -144,7 +154,7 @@ def from_systemd(name: str, *, user: bool = False) -> Source:
         if told.get("LoadState") == "loaded":
             others[other] = _loaded(told)
     return Source(
-        name, unit, others, shown, user=user, version=_version(user=user), script=_script(name, unit), limits=_limits(user=user),
+        name, unit, others, shown, user=user, version=_version(user=user), script=_script(name, unit), config=_config(name, unit), limits=_limits(user=user),
         lingers=_lingers() if user else None, process=_process(shown.get("MainPID", "0")),
     )  # fmt: skip  # one line a thought
 

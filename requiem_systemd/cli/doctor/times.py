@@ -61,6 +61,22 @@ def _no_drain(facts: Facts) -> Verdict:
     return why, program.advice
 
 
+def _own_limit(facts: Facts) -> Verdict:
+    limit = facts.drain
+    web = facts.program is not None and facts.program.kind == programs.WEB and not facts.library
+    if not web or facts.program is None or not limit or limit >= ORDINARY:
+        return None
+    line = (
+        f"ExecStart= with {facts.program.limits[0]} {ORDINARY:.0f}"
+        if facts.program.limits
+        else "a longer limit in its configuration"
+    )
+    return (
+        f"{facts.program.name} by itself cuts off what takes longer than {duration(limit)} after SIGTERM",
+        line,
+    )
+
+
 def _node(facts: Facts) -> Verdict:
     return (
         facts.program is not None
@@ -118,6 +134,7 @@ RULES: Final = (
     Rule("stop-timeout-short", KILLS, _short, "TimeoutStopSec=1h, or as long as the longest job", "systemd.service(5), TimeoutStopSec="),
     Rule("stop-timeout-default", WARNS, _default, "TimeoutStopSec=1h, or as long as the longest job", "systemd.service(5), TimeoutStopSec="),
     Rule("no-drain", KILLS, _no_drain, "", "the server's documentation on signals"),
+    Rule("own-limit", KILLS, _own_limit, "", "the server's documentation on its graceful timeout"),
     Rule("node-sigterm", WARNS, _node, "process.on('SIGTERM', () => server.close()), in the program", "Node: process, Signal events"),
     Rule("runtime-max", WARNS, _runtime_max, "without RuntimeMaxSec=", "systemd.service(5), RuntimeMaxSec="),
     Rule("was-killed", WARNS, _was_killed, "what is said above; journalctl -u NAME has the rest", "systemd.exec(5), $SERVICE_RESULT"),
