@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -119,6 +120,29 @@ def test_running_process_settles_it(process: str, ids: set[str]) -> None:
     """Whether a shell has stayed need not be guessed where the service runs."""
     text = PLAIN.replace("/usr/bin/python3 -m app", "/bin/bash -c 'cd /srv && python3 -m app'")
     assert judged(text, process=process) == ids
+
+
+@pytest.mark.parametrize(
+    ("command", "sure"),
+    [
+        ("/bin/sh -c 'python3 -m app'", True),
+        ("/bin/sh -ec 'exec python3 -m app'", None),
+        ("/bin/sh -c 'cd /srv; exec python3 -m app;'", None),
+        ("/bin/sh -c 'exec python3 -m app | logger'", True),
+        ("/bin/bash -c 'cd /srv && python3 -m app'", False),
+        ("/bin/bash -c 'python3 -m app | logger'", True),
+        ("/bin/bash -c 'python3 -m app &'", True),
+        ("/bin/bash /srv/run.sh", False),
+        ("/srv/run.sh", False),
+        ("/usr/bin/env A=1 npm start", True),
+        ("/usr/bin/env python3 -m app", None),
+        ("/usr/bin/python3 -m app", None),
+    ],
+)
+def test_wrappers(command: str, *, sure: bool | None) -> None:
+    """What stays between systemd and the program is told from what execs, and from what may."""
+    wrapper = Facts(Source("a.service", Unit((f"[Service]\nExecStart={command}\n",)))).wrapper
+    assert (None if wrapper is None else wrapper.sure) == sure
 
 
 # -- reading
@@ -387,6 +411,17 @@ def test_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not show.wants_color(terminal)
     told = [("x", findings(sources.from_file(str(CORPUS / "waitress.service"))))]
     assert "\x1b[1;31mkills\x1b[0m" in show.as_text(told, color=True)
+
+
+@pytest.mark.parametrize("verb", ["doctor", "new"])
+def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--help has the exit statuses, and an example."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main([verb, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert re.search(r"The exit\s+status:\n\n  0  ", text)
+    assert f"Such as\n\n    requiem-systemd {verb} " in text
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from requiem_systemd.protocol import duration
 if TYPE_CHECKING:
     from requiem_systemd.cli.doctor.facts import Facts
     from requiem_systemd.cli.doctor.finding import Verdict
+    from requiem_systemd.cli.doctor.wrappers import Wrapper
 
 _DAEMON: Final = ("--daemon", "--daemonize", "-D", "--detach")
 _RELOADS: Final = ("--reload", "--reload-dir", "--debug", "--watch", "--reload-engine", "--use-reloader")
@@ -80,20 +81,25 @@ def _hangup(facts: Facts) -> Verdict:
 
 
 def _wrapper(facts: Facts) -> Verdict:
-    if facts.wrapper is None or not facts.wrapper.sure or not facts.worth_draining or facts.type == "forking":
+    wrapper = _between(facts)
+    if wrapper is None or not wrapper.sure or wrapper.passes:
         return None
     then = {
         "mixed": "it ends, and systemd then kills the rest at once",
         "control-group": "it ends, and what is left gets a second SIGTERM",
         "process": "it ends, and the rest is never told",
     }
-    return f"{facts.wrapper.text}. With KillMode={facts.kill_mode} {then.get(facts.kill_mode, 'it ends')}"
+    return f"{wrapper.text}. With KillMode={facts.kill_mode} {then.get(facts.kill_mode, 'it ends')}"
 
 
 def _maybe_wrapper(facts: Facts) -> Verdict:
-    if facts.wrapper is None or facts.wrapper.sure or not facts.worth_draining or facts.type == "forking":
-        return None
-    return facts.wrapper.text
+    wrapper = _between(facts)
+    return wrapper.text if wrapper is not None and (wrapper.passes or not wrapper.sure) else None
+
+
+def _between(facts: Facts) -> Wrapper | None:
+    """Return the wrapper of a program whose work counts; a forking service's start command ends anyway."""
+    return facts.wrapper if facts.worth_draining and facts.type != "forking" else None
 
 
 def _daemonizes(facts: Facts) -> Verdict:

@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SHELLS: Final = frozenset(("sh", "bash", "dash", "ash", "zsh", "ksh", "fish"))
+_COMMAND: Final = re.compile(r"-[a-z]*c|--command")
+#: These run the program as their child, and what else they do to it.
 _STAYING: Final = MappingProxyType(
     {
-        "npm": "npm stays", "yarn": "yarn stays", "pnpm": "pnpm stays", "npx": "npx stays",
-        "uv": "uv run stays", "conda": "conda run stays", "sudo": "sudo stays",
-        "su": "su stays, and kills its command 2 s after a SIGTERM", "runuser": "runuser stays, and kills its command 2 s after a SIGTERM",
-        "screen": "screen stays", "tmux": "tmux stays", "script": "script stays", "xvfb-run": "xvfb-run stays",
-        "foreman": "foreman stays", "honcho": "honcho stays", "dotenv": "dotenv run stays", "direnv": "direnv stays", "time": "time stays",
-        "timeout": "timeout stays", "strace": "strace stays",
+        **dict.fromkeys(
+            ("npm", "yarn", "pnpm", "npx", "conda", "screen", "tmux", "script", "xvfb-run", "time"), ""
+        ),
+        **dict.fromkeys(("su", "runuser"), ", and kills it 2 s after a SIGTERM"),
+        **dict.fromkeys(("foreman", "honcho"), ", and kills it 5 s after a SIGTERM"),
     }
-)  # fmt: skip  # as above
+)
+#: These pass SIGTERM on, and wait.
+_PASSING_ON: Final = frozenset(("sudo", "uv", "timeout"))
 
 
 class Wrapper(NamedTuple):
@@ -29,13 +32,14 @@ class Wrapper(NamedTuple):
 
     text: str  # what it is, in a sentence
     sure: bool  # it is the main process, and not only until it execs
+    passes: bool = False  # it passes SIGTERM on, and waits for the program
 
 
 def find(command: Sequence[str], process: str) -> Wrapper | None:
     """Return the wrapper that a command line begins with; the name of the running main process, where there is one, settles it."""
     running = process.partition(" ")[0]  # npm calls itself "npm run start"
     script = running.endswith((".sh", ".bash"))
-    if running and not script and running not in (*_SHELLS, *_STAYING):
+    if running and not script and running not in (*_SHELLS, *_STAYING, *_PASSING_ON):
         return None
     words = list(command)
     while len(words) > 1 and (
@@ -45,23 +49,24 @@ def find(command: Sequence[str], process: str) -> Wrapper | None:
     name = words[0].rpartition("/")[2] if words else ""
     if name in _SHELLS:
         return _shell(name, words, running=running in _SHELLS)
-    if name in _STAYING and not (name == "uv" and "run" not in words):
-        return Wrapper(f"{_STAYING[name]} between systemd and the program", sure=True)
-    if name.endswith((".sh", ".bash")):
-        text = f"{name} is a shell script, which stays between systemd and the program" + (
-            "" if script else " unless it ends in exec"
-        )
-        return Wrapper(text, sure=script)
-    return None
+    if name in _PASSING_ON:
+        text = f"{name} stays between systemd and the program: it passes SIGTERM on, but what the program says comes from a stranger"
+        return Wrapper(text, sure=True, passes=True)
+    if name in _STAYING:
+        return Wrapper(f"{name} stays between systemd and the program{_STAYING[name]}", sure=True)
+    return _script(name, running=script) if name.endswith((".sh", ".bash")) else None
+
+
+def _script(name: str, *, running: bool) -> Wrapper:
+    said = f"{name} is a shell script, which stays between systemd and the program"
+    return Wrapper(said if running else f"{said} unless it ends in exec", sure=running)
 
 
 def behind_shell(words: list[str]) -> list[str]:
     """Return the last command of `sh -c "..."`; the words themselves where there is no shell."""
     if words[0].rpartition("/")[2] not in (*_SHELLS, "su", "runuser"):
         return words
-    position = next(
-        (place for place, word in enumerate(words) if re.fullmatch(r"-[a-z]*c|--command", word)), None
-    )
+    position = next((place for place, word in enumerate(words) if _COMMAND.fullmatch(word)), None)
     if position is None or position + 1 >= len(words):
         return words
     parts = [part for part in re.split(r"&&|\|\||[;&|\n]", words[position + 1]) if part.strip()]
@@ -69,16 +74,15 @@ def behind_shell(words: list[str]) -> list[str]:
 
 
 def _shell(name: str, words: list[str], *, running: bool) -> Wrapper | None:
-    """Say whether a shell stays. Tried: dash always does; bash 5.1 and later executes the last command of its -c in its place."""
-    position = next(
-        (place for place, word in enumerate(words) if re.fullmatch(r"-[a-z]*c|--command", word)), None
-    )
-    text = words[position + 1].strip() if position is not None and position + 1 < len(words) else ""
-    last = re.split(r"&&|\|\||[;\n]", text.rstrip("; \n"))[-1].strip()
-    if last.startswith("exec ") and "|" not in last and not last.endswith("&") and not running:
+    """Say whether a shell stays. Tried: dash 0.5.12 always does; bash 5.2 executes the last command of its -c in its own place."""
+    position = next((place for place, word in enumerate(words) if _COMMAND.fullmatch(word)), None)
+    if position is None or position + 1 >= len(words):
+        return _script(words[-1].rpartition("/")[2], running=running)
+    last = re.split(r"&&|\|\||[;\n]", words[position + 1].rstrip("; \n"))[-1].strip()
+    simple = "|" not in last and not last.endswith("&")
+    if simple and last.startswith("exec ") and not running:
         return None
-    said = f"{name} stays between systemd and the program: it is the main process, dies of the first SIGTERM, and passes none on"
-    sure = running or not (name in ("bash", "zsh") and text and "|" not in last and not last.endswith("&"))
-    return Wrapper(
-        said if sure else f"{name} may stay between systemd and the program (bash before 5.1 does)", sure=sure
-    )
+    if simple and name in ("bash", "zsh") and not running:
+        return Wrapper(f"{name} may stay between systemd and the program (bash before 5.1 does)", sure=False)
+    said = "it is the main process, dies of the first SIGTERM, and passes none on"
+    return Wrapper(f"{name} stays between systemd and the program: {said}", sure=True)
