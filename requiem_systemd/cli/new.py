@@ -114,7 +114,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         folder=folder.replace("%", "%%"),
         listens=listens,
         rolling=options.rolling,
-        workers=options.workers if options.rolling else None,
+        workers=int(options.workers) if options.rolling and options.workers else None,
         several=several,
         notifies=options.type == "notify",
         pings=not own,

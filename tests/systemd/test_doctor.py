@@ -206,6 +206,7 @@ def test_user_manager(command: Command, sandbox: Sandbox, user: dict[str, str]) 
         sandbox.run("rm", "/var/lib/systemd/linger/root")
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "options", [[], ["--workers", "2"], ["--rolling"], ["--rolling", "--workers", "2"]], ids=" ".join
 )
