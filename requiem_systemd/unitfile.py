@@ -1,6 +1,6 @@
-"""What the unit's own files say, as far as they can be read from inside: mistakes are named before they cost a job.
+"""What a unit's files say: read from inside, so that mistakes are named before they cost a job, and by `requiem-systemd doctor`.
 
-The manager tells a service neither its KillMode= nor its NotifyAccess=, but its files are open to all. What cannot be read (a user's
+From inside: the manager tells a service neither its KillMode= nor its NotifyAccess=, but its files are open to all. What cannot be read (a user's
 manager, a RootDirectory=) is unknown, and nothing is said about it.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 # systemd.unit(5), "Unit File Load Path": the first that has the file wins
@@ -17,6 +17,18 @@ FOLDERS: Final = (
     *("/etc/systemd/system", "/etc/systemd/system.attached", "/run/systemd/system", "/run/systemd/system.attached"),
     *("/run/systemd/generator", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"),
     "/run/systemd/generator.late",
+)
+# What an empty assignment leaves as it was; all else it resets. systemd.unit(5): dependencies cannot be reset. Words, numbers and times do
+# not parse when empty, so that systemd ignores the line; but for KillMode=. Tried, one by one: 252, 257, 262.
+KEPT: Final = frozenset(
+    (
+        *("After", "Before", "BindsTo", "Conflicts", "PartOf", "Requires", "Requisite", "Sockets", "Upholds", "WantedBy", "Wants"),
+        *("BusName", "Delegate", "ExitType", "KillSignal", "NotifyAccess", "OOMPolicy", "Restart", "RestartKillSignal", "Type"),
+        *("DynamicUser", "IgnoreOnIsolate", "NonBlocking", "RemainAfterExit", "RuntimeDirectoryPreserve", "SendSIGHUP", "SendSIGKILL"),
+        *("FileDescriptorStoreMax", "FileDescriptorStorePreserve", "StartLimitBurst", "StartLimitIntervalSec"),
+        *("RestartSec", "RuntimeMaxSec", "TimeoutSec", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec"),
+        *("Accept", "FlushPending", "Service"),
+    )
 )
 SYSTEM_SOCKET: Final = "/run/systemd/notify"
 _SERVICE: Final = re.compile(r"/([^/\n]+\.service)(?=/|$)", re.MULTILINE)
@@ -39,13 +51,61 @@ def service_of(cgroups: str) -> str | None:
 
 def settings(name: str, folders: Sequence[str] = FOLDERS) -> Mapping[str, str] | None:
     """Return the last assignment of each setting in [Service], drop-ins included; None where the unit's file cannot be read."""
-    fragment = next(filter(None, (_text(f"{folder}/{file}") for file in _files(name) for folder in folders)), None)
+    fragment = next(filter(None, (text_of(f"{folder}/{file}") for file in _files(name) for folder in folders)), None)
     if fragment is None:
         return None
-    found: dict[str, str] = {}
-    for text in (fragment, *_drop_ins(name, folders)):
-        found.update(_assignments(text))
-    return found
+    return Unit((fragment, *_drop_ins(name, folders))).section("Service")
+
+
+class Unit:
+    """The assignments of a unit's files together, applied in their order."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._values: dict[tuple[str, str], list[str]] = {}
+        for text in texts:
+            for section, key, value in assignments(text):
+                values = self._values.setdefault((section, key), [])
+                if value:
+                    values.append(value)
+                elif key not in KEPT:
+                    values.clear()
+
+    def all(self, section: str, key: str) -> list[str]:
+        """Return what is assigned, in order: of a list, each line."""
+        return list(self._values.get((section, key), ()))
+
+    def last(self, section: str, key: str) -> str:
+        """Return the assignment that counts where only one can; empty if there is none."""
+        return (self.all(section, key) or [""])[-1]
+
+    def section(self, section: str) -> dict[str, str]:
+        """Return the last assignment of each setting in a section."""
+        return {key: values[-1] for (where, key), values in self._values.items() if where == section and values}
+
+
+def assignments(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield section, setting and value of each assignment in a file."""
+    section = ""
+    for line in _joined(text):
+        if line.startswith("[") and line.endswith("]"):
+            section = line[1:-1]
+        elif "=" in line:
+            key, _, value = line.partition("=")
+            yield section, key.rstrip(), value.lstrip()
+
+
+def _joined(text: str) -> Iterator[str]:
+    """Yield lines; systemd.syntax(7): a comment never continues, nor does it end a line that is continued around it."""
+    held = ""
+    for line in text.split("\n"):
+        if line.lstrip().startswith(("#", ";")):
+            continue
+        if (len(line) - len(line.rstrip("\\"))) % 2:
+            held += f"{line[:-1]} "
+            continue
+        yield (held + line).strip()
+        held = ""
+    yield held.strip()
 
 
 def _files(name: str) -> Iterator[str]:
@@ -61,10 +121,10 @@ def _drop_ins(name: str, folders: Sequence[str]) -> Iterator[str]:
     chosen: dict[str, str] = {}
     for owner in _owners(name):
         for folder in folders:
-            for path in _listed(f"{folder}/{owner}.d"):
+            for path in listed(f"{folder}/{owner}.d"):
                 chosen.setdefault(os.path.basename(path), path)
     for _, path in sorted(chosen.items()):
-        yield _text(path) or ""
+        yield text_of(path) or ""
 
 
 def _owners(name: str) -> Iterator[str]:
@@ -77,28 +137,18 @@ def _owners(name: str) -> Iterator[str]:
     yield "service"
 
 
-def _listed(folder: str) -> list[str]:
+def listed(folder: str) -> list[str]:
+    """Return the paths of the drop-ins in a folder, by name."""
     try:
         return sorted(f"{folder}/{file}" for file in os.listdir(folder) if file.endswith(".conf"))
     except OSError:
         return []
 
 
-def _text(path: str) -> str | None:
+def text_of(path: str) -> str | None:
+    """Return a file's text; None where it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return None
-
-
-def _assignments(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the assignments of [Service]; systemd.syntax(7): continued lines, comments, sections."""
-    section = ""
-    for raw in re.sub(r"\\\n(?:[#;].*\n)*", " ", text).splitlines():
-        line = raw.strip()
-        if line.startswith("[") and line.endswith("]"):
-            section = line[1:-1]
-        elif section == "Service" and "=" in line and line[0] not in "#;":
-            key, _, value = line.partition("=")
-            yield key.strip(), value.strip()

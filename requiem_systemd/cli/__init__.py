@@ -18,6 +18,8 @@ VERBS: Final = MappingProxyType(
         "serve": "run an ASGI or WSGI application, in one process or in several",
         "roll": "start a service's next generation, and have the old ones drain",
         "drain": "stop all generations of a service, and wait for their jobs",
+        "new": "write the units of a service",
+        "doctor": "say what of a unit will kill a drain or drop a connection",
     }
 )
 

@@ -70,10 +70,15 @@ def modules() -> set[str]:
     return {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
 
 
+def templates() -> set[str]:
+    """Return the unit templates, where they are in the wheel."""
+    return {f"requiem_systemd/units/{path.name}" for path in (ROOT / "units").iterdir()}
+
+
 def test_wheel_holds_the_package(wheel: list[str]) -> None:
-    """The wheel holds every file of the package, the mark of its types, and its own metadata."""
+    """The wheel holds every file of the package, the unit templates, the mark of its types, and its own metadata."""
     found = {name for name in wheel if ".dist-info/" not in name}
-    assert modules() == found
+    assert modules() | templates() == found
     assert "requiem_systemd/py.typed" in found
 
 
@@ -129,6 +134,18 @@ def test_wheel_runs_from_its_own_files(built: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run((sys.executable, "-c", code, str(tmp_path)), check=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == [str(tmp_path / "requiem_systemd" / "__init__.py"), "job"]
+
+
+@pytest.mark.timeout(60)
+def test_wheel_writes_units(built: Path, tmp_path: Path) -> None:
+    """Unpacked somewhere else it finds its templates in itself."""
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "site")
+    command = (sys.executable, "-m", "requiem_systemd", "new", "shop", "--serve", "shop:app", "--directory", str(tmp_path / "out"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert {one.name for one in (tmp_path / "out").iterdir()} == {"shop.service", "shop.socket"}
 
 
 @pytest.mark.parametrize("example", ["examples/10_seed.py", "examples/11_cluster.py"])

@@ -34,7 +34,7 @@ PAGES: Final = sorted(str(path.relative_to(ROOT)) for pattern in ("*.md", "docs/
 TITLES: Final = ("fastapi", "threads", "asyncio", "worker")
 HEADINGS: Final = (
     *("What dies elsewhere", "What you add", "See it", "Do you need this?", "The servers and workers that you already run", "Limits"),
-    *("Exit statuses", "What it runs on", "Install"),
+    *("What a unit does to a drain", "Exit statuses", "What it runs on", "Install"),
 )
 PATIENCE: Final = 15.0
 

@@ -76,3 +76,34 @@ def test_template_prefix_and_type(tmp_path: Path) -> None:
 def test_unknown(tmp_path: Path) -> None:
     """A unit whose file is not there, or cannot be read, is unknown: None."""
     assert settings("app.service", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[S]\nA=1\\\n# between\n  2\n", [("S", "A", "1   2")]),
+        ("[S]\nA=1 \\\n   \\\n3\n", [("S", "A", "1      3")]),
+        ("[S]\n# B=1 \\\nA=2\n", [("S", "A", "2")]),
+        ("[S]\nA=b\\\\\nB=1\n", [("S", "A", "b\\\\"), ("S", "B", "1")]),
+        ("[S]\n  ; c\n  A = 'x = y'  \n", [("S", "A", "'x = y'")]),
+        ("[S]\nA=1\\", [("S", "A", "1")]),
+        ("A=1\n[S]\nnonsense\n[T]\nB=", [("", "A", "1"), ("T", "B", "")]),
+    ],
+)
+def test_syntax(text: str, expected: list[tuple[str, str, str]]) -> None:
+    """Lines are continued, comments left out, sections told apart as systemd does."""
+    assert list(unitfile.assignments(text)) == expected
+
+
+def test_empty_resets_lists() -> None:
+    """An empty assignment forgets the lines of a list before it; a word's or a dependency's it leaves, as systemd does."""
+    unit = unitfile.Unit(
+        (
+            "[Unit]\nAfter=a\n[Service]\nExecStart=/bin/a\nKillMode=mixed\nRestart=always\n",
+            "[Unit]\nAfter=\n[Service]\nExecStart=\nExecStart=/bin/b\nKillMode=\nRestart=\n",
+        )
+    )
+    assert unit.all("Service", "ExecStart") == ["/bin/b"]
+    assert (unit.last("Service", "KillMode"), unit.last("Service", "Restart")) == ("", "always")
+    assert unit.all("Unit", "After") == ["a"]
+    assert unit.last("Service", "Type") == ""
