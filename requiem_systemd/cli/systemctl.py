@@ -101,6 +101,13 @@ class Anchor:
         if units:
             self.systemctl("stop", *(() if block else ("--no-block",)), "--", *units)
 
+    def afterwards(self, command: Sequence[str], description: str) -> None:
+        """Have the manager run a command when the anchor's job, whatever that turns into, has ended; in a unit of its own."""
+        # systemd.unit(5), After=: what is started waits for any job of the units that it is ordered behind.
+        words = ("--quiet", "--no-block", "--collect", f"--property=After={self.unit}", f"--description={description}")
+        path = [f"--setenv=PYTHONPATH={os.environ['PYTHONPATH']}"] if "PYTHONPATH" in os.environ else []
+        self._run("systemd-run", *(("--user",) if self._user else ()), "--no-ask-password", *words, *path, "--", *command)
+
     @contextlib.contextmanager
     def locked(self, waiting: Callable[[], object]) -> Iterator[None]:
         """Hold other rolls of the same service off; `waiting` is called before it is waited for one."""

@@ -261,6 +261,22 @@ def test_stop_in_mid_roll(rolled: Setup, verb: str) -> None:
     unit.start()
 
 
+def test_stop_in_mid_restart(rolled: Setup) -> None:
+    """A stop that comes when a restart has stopped the anchor, and has not begun to start it, drains the generations too."""
+    unit = rolled(HOLDING)
+    unit.drop_in("", f"[Service]\nEnvironment=PYTHONPATH={CHECKOUT}\nExecStopPost=/bin/sh -c 'touch {unit.folder}/looked; sleep 1'\n")
+    unit.box.daemon_reload()
+    with unit.beside("systemctl", "restart", unit.stem) as restart:
+        unit.box.run("sh", "-c", f"until test -e {unit.folder}/looked; do sleep 0.02; done")  # the drain before it has looked
+        unit.stop()
+        assert restart.wait(10) != 0
+    unit.await_states({"1": "deactivating"})
+    unit.finish_jobs()
+    unit.await_states({})
+    assert (unit.state, unit.result) == ("inactive", "success")
+    assert "job done: one" in unit.text("1")
+
+
 def test_roll_in_mid_stop(rolled: Setup) -> None:
     """A roll while the service is being stopped is refused by hand; a start waits for the stop, then starts."""
     unit = rolled(HOLDING)
