@@ -56,7 +56,8 @@ def run(argv: Sequence[str]) -> int:
         if anchor.is_us():
             if starts_again(anchor.job()):
                 again = [sys.executable, *sys.orig_argv[1:], "--second-look"]
-                anchor.afterwards(again, f"Look whether {anchor.name} was stopped in the middle of a restart")
+                if problem := anchor.afterwards(again, f"Look whether {anchor.name} was stopped in the middle of a restart"):
+                    say(f"a stop in this very moment would not be seen: systemd-run: {problem}")
                 return 0
         else:
             anchor.stop([anchor.unit], block=True)

@@ -101,12 +101,16 @@ class Anchor:
         if units:
             self.systemctl("stop", *(() if block else ("--no-block",)), "--", *units)
 
-    def afterwards(self, command: Sequence[str], description: str) -> None:
-        """Have the manager run a command when the anchor's job, whatever that turns into, has ended; in a unit of its own."""
+    def afterwards(self, command: Sequence[str], description: str) -> str:
+        """Have the manager run a command when the anchor's job, whatever that turns into, has ended; in a unit of its own.
+
+        Return what went wrong, "" for nothing.
+        """
         # systemd.unit(5), After=: what is started waits for any job of the units that it is ordered behind.
         words = ("--quiet", "--no-block", "--collect", f"--property=After={self.unit}", f"--description={description}")
         path = [f"--setenv=PYTHONPATH={os.environ['PYTHONPATH']}"] if "PYTHONPATH" in os.environ else []
-        self._run("systemd-run", *(("--user",) if self._user else ()), "--no-ask-password", *words, *path, "--", *command)
+        done = self._run("systemd-run", *(("--user",) if self._user else ()), "--no-ask-password", *words, *path, "--", *command)
+        return clean(done.stderr, 1000) if done.returncode else ""
 
     @contextlib.contextmanager
     def locked(self, waiting: Callable[[], object]) -> Iterator[None]:
