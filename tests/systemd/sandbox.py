@@ -32,8 +32,8 @@ not part of the clone) is moved in with open_tree(2) and move_mount(2) when it i
 there during the boot, when systemd-tmpfiles empties /tmp, across mounts.
 
 *Room for notifications.* On a machine PID 1 raises the queue of datagram sockets from 10 to 512 (`bump_unix_max_dgram_qlen` in
-systemd's main.c), in a container it does not. More than 11 services that extend at once, as at a daemon-reload, would find no room.
-So it is done here, before the boot; the value belongs to the network, which is the host's unless it is private.
+systemd's main.c), in a container it does not. Of more than three services that extend at once, three times at a daemon-reload, some
+would find no room. So it is done here, before the boot; the value belongs to the network, which is the host's unless it is private.
 
 *READY=1.* `--notify-ready=yes` makes nspawn forward the manager's own READY=1, so nothing polls.
 """
