@@ -77,6 +77,9 @@ def _look_again(anchor: Anchor) -> int:
     with anchor.locked(lambda: None):  # of a roll that a start begins meanwhile: it starts nothing before we are done
         if anchor.job() or anchor.show("ActiveState")["ActiveState"] != "inactive" or anchor.job():
             return 0
+        if missing := anchor.missing():
+            say(f"{anchor.name} was not started again, for want of {', '.join(missing)}; what serves is left as it is")
+            return 0
         _stop_sockets(anchor)
         running = [one for one in anchor.instances() if not one.ended]
         anchor.stop([one.unit for one in running])

@@ -70,6 +70,13 @@ class Anchor:
             and self.job() in ("", "stop")  # a job came in between: the state is not the last word
         )
 
+    def missing(self) -> list[str]:
+        """Return what the anchor requires and is not active: without it a start fails, and leaves the anchor inactive."""
+        required = self.show("Requires")["Requires"].split()
+        shown = self.systemctl("show", "--property=Id,ActiveState", "--", *required).stdout if required else ""
+        blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n")]
+        return [block["Id"] for block in blocks if block.get("ActiveState", "active") not in ("active", "reloading")]
+
     def is_us(self) -> bool:
         """Say whether the anchor runs us."""
         own = os.environ.get("INVOCATION_ID")

@@ -277,6 +277,18 @@ def test_stop_in_mid_restart(rolled: Setup) -> None:
     assert "job done: one" in unit.text("1")
 
 
+def test_restart_that_lacks_something(rolled: Setup) -> None:
+    """A restart that fails since what the anchor requires does not start leaves the old generation serving."""
+    unit = rolled(HOLDING)
+    lacking = f"{unit.stem}-database.service"
+    unit.box.unit(lacking, "[Service]\nType=oneshot\nExecStart=/bin/false\n")
+    unit.drop_in("", f"[Unit]\nRequires={lacking}\nAfter={lacking}\n[Service]\nEnvironment=PYTHONPATH={CHECKOUT}\n")
+    unit.box.daemon_reload()
+    assert unit.command("restart").returncode != 0
+    unit.box.run("sh", "-c", f"until journalctl -b | grep -q 'not started again, for want of {lacking}'; do sleep 0.05; done")
+    assert unit.states() == {"1": "active"}
+
+
 def test_roll_in_mid_stop(rolled: Setup) -> None:
     """A roll while the service is being stopped is refused by hand; a start waits for the stop, then starts."""
     unit = rolled(HOLDING)
