@@ -219,7 +219,9 @@ class Arming(Tracking):
 
     def variables(self) -> dict[str, str]:
         """Return the environment that a worker of ours gets: without what is for this process alone."""
-        return {name: value for name, value in self._environ.items() if name not in TAKEN}
+        above = self.environment.notify_socket
+        found = {name: value for name, value in self._environ.items() if name not in TAKEN}
+        return found if above is None else {**found, "REQUIEM_MANAGER": above}
 
     @property
     def armed(self) -> bool:

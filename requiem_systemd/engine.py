@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from requiem_systemd import journal, report, unitfile
@@ -169,8 +169,7 @@ class Engine:
     def _name_unit_mistakes(self) -> None:
         """What only the unit's files tell: which signals systemd sends to whom, and whom it listens to."""
         environment = self.setting.environment
-        name = unitfile.own_service() if environment.notify_socket == unitfile.SYSTEM_SOCKET else None
-        unit = unitfile.settings(name) if name else None
+        unit = self._unit(environment.notify_socket)
         if not self.setting.is_main() and (unit is None or unit.get("NotifyAccess") != "all"):
             _mistake(
                 f"process {environment.exec_pid} is the service's main process, this is {os.getpid()}: but under NotifyAccess=all the manager "
@@ -179,7 +178,13 @@ class Engine:
             )
         mode = None if unit is None else unit.get("KillMode") or "control-group"
         if mode not in (None, "mixed"):
-            _mistake(f"KillMode={mode} in {name}: {_KILLMODES.get(mode or '', 'is not known')}; write KillMode=mixed")
+            _mistake(f"KillMode={mode} in {unitfile.own_service()}: {_KILLMODES.get(mode or '', 'is not known')}; write KillMode=mixed")
+
+    @staticmethod
+    def _unit(manager: str | None) -> Mapping[str, str] | None:
+        """Return what the service's unit says, if that can be known."""
+        name = unitfile.own_service() if manager == unitfile.SYSTEM_SOCKET else None
+        return unitfile.settings(name) if name else None
 
     def _missing_ready(self) -> None:
         if self.state is State.STARTING and not self._starting:
@@ -238,11 +243,23 @@ class Engine:
         self.begin(reason)
 
     def _left_alone(self) -> None:
-        """Drain and go when the primary has gone: nobody is there to be told."""
-        if self.setting.ledger.began is None:
+        """Drain and go when the primary has gone: told to its manager, where that listens to us, or else to nobody."""
+        late = self.setting.ledger.began is not None
+        if not late:
             LOG.warning("the primary has gone: the worker drains by itself")
         self.notifier.close()
-        self.setting.notifier = Notifier(None)
+        environment = self.setting.environment
+        unit = self._unit(environment.above)
+        above = environment.above if unit is not None and unit.get("NotifyAccess") == "all" else None
+        self.setting.notifier = Notifier(above, f"worker {environment.worker.id}, left alone" if environment.worker else "")
+        if above is not None:
+            # STOPPING=1 from us too: in a unit with ExitType=cgroup the manager has the service for running yet. A watchdog that
+            # nobody feeds would end it, and so would a stop: to KillMode=mixed what has no main process has nothing to wait for.
+            self.setting.environment = environment._replace(notify_socket=above)
+            self.extender.open()
+            if late:
+                self._tell(STOPPING=1, **FIRST)
+                self.extender.begin()
         self._told_to_drain("the primary has gone")
 
     def _interrupt(self, reason: str) -> None:

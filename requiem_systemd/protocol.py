@@ -21,7 +21,7 @@ LISTEN_FDS_START: Final = 3
 TEXT_MAX: Final = 1024
 
 # What is taken out of the environment, so that no child process can speak for this one.
-TAKEN: Final = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID", "WATCHDOG_USEC", "REQUIEM_WORKER", "REQUIEM_WORKER_PID")
+TAKEN: Final = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID", "WATCHDOG_USEC", "REQUIEM_WORKER", "REQUIEM_WORKER_PID", "REQUIEM_MANAGER")
 
 # What a primary's manager told it, and a worker inherits.
 _PRIMARYS: Final = frozenset(("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID", "RUNTIME_DIRECTORY", "container", "MANAGERPID"))
@@ -71,6 +71,7 @@ class Environment(NamedTuple):
     invocation_id: str | None = None
     user_manager: bool = False
     worker: Place | None = None
+    above: str | None = None  # in a worker, the socket of its primary's manager
     limits: Mapping[str, float | str] = MappingProxyType({})
     problems: tuple[str, ...] = ()
 
@@ -289,6 +290,7 @@ def read(environ: Mapping[str, str], pid: int, pidfdid: int | None = None) -> En
         container=environ.get("container") or None,
         invocation_id=environ.get("INVOCATION_ID") or None,
         worker=worker,
+        above=None if worker is None else environ.get("REQUIEM_MANAGER") or None,
         user_manager="MANAGERPID" in environ and (environ.get("XDG_RUNTIME_DIR") or "\0") in (notify_socket or ""),
         limits=_limits(environ, problems.append),
         problems=tuple(problems),

@@ -70,6 +70,13 @@ class Anchor:
             and self.job() in ("", "stop")  # a job came in between: the state is not the last word
         )
 
+    def missing(self) -> list[str]:
+        """Return what the anchor requires and is not active: without it a start fails, and leaves the anchor inactive."""
+        required = self.show("Requires")["Requires"].split()
+        shown = self.systemctl("show", "--property=Id,ActiveState", "--", *required).stdout if required else ""
+        blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n")]
+        return [block["Id"] for block in blocks if block.get("ActiveState", "active") not in ("active", "reloading")]
+
     def is_us(self) -> bool:
         """Say whether the anchor runs us."""
         own = os.environ.get("INVOCATION_ID")
@@ -100,6 +107,17 @@ class Anchor:
         """Stop units, without waiting unless told so; units that are not there are no error."""
         if units:
             self.systemctl("stop", *(() if block else ("--no-block",)), "--", *units)
+
+    def afterwards(self, command: Sequence[str], description: str) -> str:
+        """Have the manager run a command when the anchor's job, whatever that turns into, has ended; in a unit of its own.
+
+        Return what went wrong, "" for nothing.
+        """
+        # systemd.unit(5), After=: what is started waits for any job of the units that it is ordered behind.
+        words = ("--quiet", "--no-block", "--collect", f"--property=After={self.unit}", f"--description={description}")
+        path = [f"--setenv=PYTHONPATH={os.environ['PYTHONPATH']}"] if "PYTHONPATH" in os.environ else []
+        done = self._run("systemd-run", *(("--user",) if self._user else ()), "--no-ask-password", *words, *path, "--", *command)
+        return clean(done.stderr, 1000) if done.returncode else ""
 
     @contextlib.contextmanager
     def locked(self, waiting: Callable[[], object]) -> Iterator[None]:

@@ -16,13 +16,18 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import socket
+import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: A request that has no answer by then has failed.
 PATIENCE: Final = 15.0
@@ -47,6 +52,44 @@ class Figures(NamedTuple):
         """Return the longest time between two answers in a stretch of time."""
         times = [begin, *sorted(when for when in self.done if begin <= when <= end), end]
         return max(after - before for before, after in itertools.pairwise(times))
+
+
+class Course(NamedTuple):
+    """What was done under load: when each stretch began and ended, CLOCK_MONOTONIC."""
+
+    calm: list[tuple[float, float]]
+    rolls: list[tuple[float, float]]
+
+    @classmethod
+    def begin(cls) -> Course:
+        """Let the load run for three seconds, to compare with."""
+        calm = []
+        for _ in range(3):
+            begin = time.monotonic()
+            time.sleep(1.0)
+            calm.append((begin, time.monotonic()))
+        return cls(calm, [])
+
+    def roll(self, command: Callable[[], object]) -> None:
+        """Roll, and let the load run for a moment."""
+        begin = time.monotonic()
+        command()
+        self.rolls.append((begin, time.monotonic()))
+        time.sleep(0.3)
+
+    def check(self, figures: Figures, *, surely: bool) -> None:
+        """Print the figures; fail if clients noticed a roll, or if it took long: not `surely` where much else runs on this machine."""
+        calm, rolls = (sorted(figures.silence(*span) for span in spans) for spans in self)
+        took = sorted(end - begin for begin, end in self.rolls)
+        print(
+            f"{len(rolls)} rolls, {figures.sent} requests, {sum(figures.failed.values())} failed, slowest {figures.slowest:.3f} s; "
+            f"longest silence {statistics.median(calm):.3f} s in a calm second (worst {calm[-1]:.3f} s), {statistics.median(rolls):.3f} s "
+            f"in a roll (worst {rolls[-1]:.3f} s); a roll took {statistics.median(took):.2f} s (worst {took[-1]:.2f} s)"
+        )
+        assert figures.failed == {}
+        if surely or os.getloadavg()[0] < 2 * (os.cpu_count() or 1):
+            assert statistics.median(rolls) - statistics.median(calm) <= 0.05
+            assert took[-1] < 2.0
 
 
 class Load:

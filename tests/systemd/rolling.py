@@ -51,7 +51,7 @@ JOBS
 requiem.ready("VERSION")
 server.serve_forever()
 """
-#: Four jobs of 8 s from the start of a generation: in a thread, a daemon thread, a process, and a task.
+#: Four jobs from the start of a generation: in a thread, a daemon thread, a process, and a task; SECONDS is replaced.
 FOUR_JOBS: Final = """
 import asyncio
 
@@ -59,11 +59,11 @@ def done(kind):
     os.write(1, f"job done: {kind}\\n".encode())  # at once, with its end: others are done at the same time
 
 def work(kind):
-    time.sleep(8)
+    time.sleep(SECONDS)
     done(kind)
 
 async def task():
-    await asyncio.sleep(8)
+    await asyncio.sleep(SECONDS)
     done("task")
 
 async def tasks():
@@ -72,7 +72,7 @@ async def tasks():
 
 requiem.track(threading.Thread(target=work, args=("thread",))).start()
 requiem.track(threading.Thread(target=work, args=("daemon thread",), daemon=True)).start()
-requiem.track(subprocess.Popen(("sh", "-c", "sleep 8; echo job done: process")))
+requiem.track(subprocess.Popen(("sh", "-c", "sleep SECONDS; echo job done: process")))
 threading.Thread(target=asyncio.run, args=(tasks(),), daemon=True).start()
 """
 #: A worker without a listener, whose job lasts as long as a file says.
@@ -130,7 +130,7 @@ class Rolled(Unit):
         environment = f"Environment=PYTHONPATH={CHECKOUT}\n"
         self.drop_in("", f"[Service]\n{environment}")
         own = {"ExecStart": ["", f"{self._python} -u {self.folder}/app.py"], "TimeoutStopSec": 2, **settings}
-        self.drop_in("@", f"[Service]\n{environment}{_lines(own)}")
+        self.drop_in("@", f"[Service]\n{environment}{settings_text(own)}")
         if port:
             self.box.unit(
                 f"{self.stem}.socket.d/test.conf", f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n"
@@ -143,7 +143,7 @@ class Rolled(Unit):
 
     def reconfigure(self, **settings: object) -> None:
         """Set more for the generations to come."""
-        self.box.unit(f"{self.stem}@.service.d/zz.conf", f"[Service]\n{_lines(settings)}")
+        self.box.unit(f"{self.stem}@.service.d/zz.conf", f"[Service]\n{settings_text(settings)}")
         self.box.daemon_reload()
 
     # -- what runs
@@ -225,7 +225,8 @@ class Rolled(Unit):
         self.box.systemctl("reset-failed", *every, check=False)
 
 
-def _lines(settings: Mapping[str, object]) -> str:
+def settings_text(settings: Mapping[str, object]) -> str:
+    """Write settings as lines of a unit; one that is a list comes several times."""
     return "".join(
         f"{name}={single}\n"
         for name, value in settings.items()

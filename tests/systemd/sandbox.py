@@ -31,6 +31,10 @@ nobody else.
 not part of the clone) is moved in with open_tree(2) and move_mount(2) when it is up. `--bind=` would have it
 there during the boot, when systemd-tmpfiles empties /tmp, across mounts.
 
+*Room for notifications.* On a machine PID 1 raises the queue of datagram sockets from 10 to 512 (`bump_unix_max_dgram_qlen` in
+systemd's main.c), in a container it does not. Of more than three services that extend at once, three times at a daemon-reload, some
+would find no room. So it is done here, before the boot; the value belongs to the network, which is the host's unless it is private.
+
 *READY=1.* `--notify-ready=yes` makes nspawn forward the manager's own READY=1, so nothing polls.
 """
 
@@ -76,6 +80,7 @@ FOREIGN: Final = re.compile(
 )
 
 _PREFIX: Final = "requiem-sandbox-"
+_QUEUE: Final = Path("/proc/sys/net/unix/max_dgram_qlen")
 
 # PID 1 around it all: $1 the tree, $2 where nspawn finds it, $3 the cgroup.procs files to enter, then nspawn.
 # Its standard input is the pipe that ends with the tests; its own end is the end of everything inside.
@@ -323,6 +328,7 @@ class Sandbox:
     def _boot(self) -> None:
         """Start the launcher; wait for nspawn to forward READY=1."""
         (self._work / "root").mkdir()
+        _make_room()
         deadline = time.monotonic() + self._boot_timeout
         with (
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
@@ -435,6 +441,13 @@ def _launch(work: Path, root: str, *options: str) -> None:
         for cgroup in cgroups:
             _remove_cgroup(cgroup)
         _clear(work)
+
+
+def _make_room() -> None:
+    """Let sockets that are made from now on hold as many datagrams as on a machine that systemd has booted."""
+    with contextlib.suppress(OSError):  # a container of ours already, with a /proc/sys that cannot be written
+        if int(_QUEUE.read_text()) < 512:
+            _QUEUE.write_text("512")
 
 
 def _delegated() -> list[str]:

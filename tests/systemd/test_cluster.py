@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 import textwrap
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.systemd.conftest import UNITS, Unit, unit_text
-from tests.systemd.load import Figures, Load
+from tests.systemd.conftest import UNITS, Unit
+from tests.systemd.load import Course, Figures, Load
+from tests.systemd.rolling import settings_text
 from tests.systemd.sandbox import CHECKOUT
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def serve(service):
     requiem.ready("up")
     server.serve_forever()
 
-cluster.on("exit", lambda worker, status, signal: print("exit", worker.id, status, signal, flush=True))
+cluster.on("exit", lambda worker, status, signal: print("exit", worker.id, status, signal, time.monotonic(), flush=True))
 cluster.on("listening", lambda worker: print("listening", worker.id, time.monotonic(), flush=True))
 requiem.initialize()
 Cluster(serve, workers=2).run()
@@ -93,7 +93,7 @@ class Cluster(NamedTuple):
         """Count the primary's descriptors."""
         return len(self.box.run("ls", f"/proc/{self.unit.main_pid}/fd").stdout.split())
 
-    def load(self, rate: int = 100) -> Load:
+    def load(self, rate: int = 250) -> Load:
         """Return a client."""
         return Load(f"127.0.0.1:{self.port}", new=rate, keep=rate)
 
@@ -102,8 +102,8 @@ class Cluster(NamedTuple):
 def clustered(
     sandbox: Sandbox, python: str, free_port: int, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Cluster]]:
-    """Return a function that starts such a unit, with jobs that its workers begin when they start; it ends with the test."""
-    name = f"cl-{request.node.name.split('[')[0].removeprefix('test_').replace('_', '-')[:40]}"
+    """Return a function that starts such a unit, made of the template, with jobs that its workers begin; it ends with the test."""
+    name = f"cl-{request.node.name.split('[')[0].removeprefix('test_').replace('_', '-')[:28]}"  # the length of a user's name
     unit = Unit(sandbox, f"{name}.service")
     request.node.stash.setdefault(UNITS, []).append(unit)
 
@@ -113,13 +113,16 @@ def clustered(
         script = textwrap.dedent(SERVER).replace("FOLDER", made.folder)
         sandbox.write(f"{made.folder}/app.py", script.replace("JOBS", str(jobs)).replace("SECONDS", str(seconds)))
         sandbox.unit(f"{name}.socket", f"[Socket]\nListenStream=127.0.0.1:{free_port}\nFileDescriptorName=http\n")
-        usual = {
+        sandbox.unit(unit.name, (CHECKOUT / "units/cluster.service").read_text().replace("plain.socket", f"{name}.socket"))
+        own = {
+            "ExecStart": ["", f"{python} -u {made.folder}/app.py"],
+            "ExecReload": ["", f"{python} -m requiem_systemd reload --pid $MAINPID"],
             "Environment": f"PYTHONPATH={CHECKOUT}",
-            "RuntimeDirectory": name,
-            "ExecReload": f"{python} -m requiem_systemd reload --pid $MAINPID",
+            "TimeoutStopSec": 2,
         }
-        sandbox.unit(unit.name, unit_text(f"{python} -u {made.folder}/app.py", {**usual, **settings}))
+        sandbox.unit(f"{unit.name}.d/test.conf", f"[Unit]\nStartLimitIntervalSec=0\n[Service]\n{settings_text({**own, **settings})}")
         sandbox.unit(f"{name}.target", f"[Unit]\nAfter={unit.name}\n")
+        sandbox.daemon_reload()
         sandbox.systemctl("start", f"{name}.target", f"{name}.socket", unit.name)
         return made
 
@@ -148,33 +151,24 @@ def test_stop_holds_for_the_workers_jobs(clustered: Callable[..., Cluster]) -> N
     assert (made.unit.result, made.processes()) == ("success", [])
 
 
-@pytest.mark.timeout(120)
-def test_reload_under_load(clustered: Callable[..., Cluster]) -> None:
-    """Three reloads with four jobs of 8 s in flight: no request fails, every answer is new code's, every job ends."""
+@pytest.mark.timeout(180)
+def test_reload_under_load(clustered: Callable[..., Cluster], repetitions: int) -> None:
+    """Reloads with four jobs of 8 s in flight: no request fails, every answer is new code's, every job ends."""
     made = clustered(jobs=2, seconds=8)
-    taken, silences = [], []
     with made.load() as load:
-        for number in range(3):
+        course = Course.begin()
+        for number in range(repetitions):
             made.write(f"version {number}")
-            begin = time.monotonic()
-            made.unit.reload()
-            end = time.monotonic()
-            taken.append(end - begin)
-            silences.append((begin, end + 0.2))
-            answer = made.box.run("curl", "-s", f"http://127.0.0.1:{made.port}/", check=False)
-            if answer.returncode != 127:
-                assert answer.stdout == f"version {number}"
-            time.sleep(0.3)  # of load between two reloads
+            course.roll(made.unit.reload)
         figures = load.stop()
-    longest = max(figures.silence(*span) for span in silences)
-    print(
-        f"3 reloads of {statistics.median(taken):.2f} s (median), {figures.sent} requests, {failed(figures)} failed, "
-        f"longest silence {longest:.3f} s"
-    )
-    assert failed(figures) == 0, figures.failed
+    course.check(figures, surely=repetitions == 20)
+    codes = ["old", *(f"version {number}" for number in range(repetitions - 1))]
+    for version, (_, end) in zip(codes, course.rolls, strict=True):
+        assert figures.bodies[f"new {version}"][2] < end
+        assert figures.bodies[f"kept {version}"][2] < end + 0.5  # keepalive_grace
     assert made.unit.status_text.startswith("2 of 2 workers: up")
     assert made.unit.stop().result == "success"
-    assert made.count("job begins") == made.count("job done") == 16
+    assert made.count("job begins") == made.count("job done") == 4 * (repetitions + 1)
 
 
 def test_reload_that_fails(clustered: Callable[..., Cluster]) -> None:
@@ -199,6 +193,7 @@ def test_killed_worker_under_load(clustered: Callable[..., Cluster]) -> None:
     """Upon kill -9 of a worker: what was in flight in it fails at most; soon there are two again."""
     made = clustered()
     with made.load() as load:
+        time.sleep(1)  # of load before it
         victim = made.children()[0]
         kill = f"import os, time; print(time.monotonic()); os.kill({victim}, 9)"
         begin = float(made.box.run("python3", "-c", kill).stdout)
@@ -206,22 +201,48 @@ def test_killed_worker_under_load(clustered: Callable[..., Cluster]) -> None:
         taken = float(line.split()[-1]) - begin
         time.sleep(0.3)  # of load after it
         figures = load.stop()
-    print(f"{figures.sent} requests, {failed(figures)} failed, full strength after {taken:.3f} s")
+    ended = float(made.unit.wait_for("exit ").split()[-1])
+    print(
+        f"{figures.sent} requests, {failed(figures)} failed, the process had ended after {ended - begin:.3f} s, full strength after {taken:.3f} s"
+    )
+    assert all(when < ended for when, _ in figures.failures), (ended, figures.failures)
     assert failed(figures) <= 25, figures.failed  # those in flight, and the pooled connections that it held
     assert taken < 0.5
     assert len(made.children()) == 2
 
 
+@pytest.mark.timeout(60)
 def test_killed_primary(clustered: Callable[..., Cluster]) -> None:
-    """Upon kill -9 of the primary: nothing of the unit is left, and the next start is clean."""
-    made = clustered(jobs=1, seconds=60, Restart="on-failure", RestartSec=0)
-    before = made.processes()
-    made.box.run("kill", "-9", str(made.unit.main_pid))
-    deadline = time.monotonic() + 20
-    while set(made.processes()) & set(before) or len(made.processes()) < 3:
-        assert time.monotonic() < deadline
+    """Upon kill -9 of the primary its workers' jobs end, past the timeout of a stop too; then nothing is left, and all is started anew."""
+    made = clustered(jobs=2, seconds=8)
+    before, primary = made.processes(), made.unit.main_pid
+    begin = time.monotonic()
+    made.box.run("kill", "-9", str(primary))
+    while made.unit.main_pid in (0, primary) or made.unit.state != "active":
+        assert time.monotonic() < begin + 30
         time.sleep(0.1)
-    assert made.unit.wait_for("listening 2 ")
+    print(f"the next primary's workers were ready after {time.monotonic() - begin:.1f} s")
+    assert not set(made.processes()) & set(before)
+    assert len(made.processes()) == 3
+    assert made.count("job done") == 4
+    assert made.unit.stop().result == "success"
+    assert made.count("job begins") == made.count("job done") == 8
+
+
+@pytest.mark.timeout(60)
+def test_stop_of_what_a_killed_primary_left(clustered: Callable[..., Cluster]) -> None:
+    """Workers whose primary was killed hold a stop too: past its timeout, past the watchdog's, and through a daemon-reload."""
+    made = clustered(jobs=2, seconds=8, WatchdogSec=2)
+    made.box.run("kill", "-9", str(made.unit.main_pid))
+    made.box.run("sh", "-c", f"until systemctl show -P StatusText {made.unit.name} | grep -q 'left alone'; do sleep 0.05; done")
+    with made.box.popen("systemctl", "stop", made.unit.name) as stop:
+        time.sleep(4)  # until both have passed, nothing tells of which
+        made.box.daemon_reload()
+        assert stop.wait(30) == 0
+    assert made.count("job done") == 4
+    assert (made.unit.state, made.processes()) == ("failed", [])  # by the primary's end, as anything that is killed
+    made.unit.start()
+    assert made.unit.stop().result == "success"
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_worker_knows_its_place() -> None:
     """What a primary writes into the environment is read by its worker, and by nobody else."""
     base = {"NOTIFY_SOCKET": "/run/systemd/notify", "SYSTEMD_EXEC_PID": "1", "RUNTIME_DIRECTORY": "/run/x", "container": "lxc"}
     environ = command.variables(base, 3, [("http", "s"), ("admin", "b")])
-    environ |= {"LISTEN_PID": "7", "REQUIEM_WORKER_PID": "7"}
+    environ |= {"LISTEN_PID": "7", "REQUIEM_WORKER_PID": "7", "REQUIEM_MANAGER": "/run/systemd/notify"}
     told = read(environ, 7)
     assert Place(3, 5, "sb") == told.worker
     assert told.listeners == ((3, "http"), (4, "admin"))
@@ -77,8 +77,9 @@ def test_worker_knows_its_place() -> None:
         told.container,
         told.problems,
     ) == ("fd:5", None, None, None, ())
+    assert told.above == "/run/systemd/notify"
     other = read(environ, 8)
-    assert (other.worker, other.notify_socket) == (None, "/run/systemd/notify")
+    assert (other.worker, other.notify_socket, other.above) == (None, "/run/systemd/notify", None)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1:2", "1:2:3:", "-1:5:", "1:5:B", "1:5:b\n"])
