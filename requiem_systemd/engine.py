@@ -27,6 +27,7 @@ from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
 from requiem_systemd.protocol import Environment, clean
 from requiem_systemd.setting import Setting
+from requiem_systemd.standing import Standing, WorkerInfo, effects
 from requiem_systemd.watchdog import Watchdog
 from requiem_systemd.wayout import WayOut
 
@@ -60,10 +61,13 @@ class Engine:
         self._watchdog = Watchdog(self.setting)
         self._reason = ""
         self._status = ""
+        self._since = clock.now()
         self._starting: list[str] = []
         self._interrupted: float | None = None
         self._tries = TELL_TRIES
         self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
+        self._account: Any = None  # an account.Account, likewise
+        self.crew: Callable[[], list[WorkerInfo]] = list  # a primary's workers
         self._channel: Any = None  # a channel.Upward, in a worker of a cluster
         self._reload_waiters: list[Callable[[str], object]] = []
         self._reloading: list[Callable[[str], object]] = []
@@ -122,6 +126,8 @@ class Engine:
         self.loop.stop()
         if self._control is not None:
             self._control.close()
+        if self._account is not None:
+            self._account.close()
         self._give_back()
 
     def close_child(self) -> None:
@@ -142,9 +148,10 @@ class Engine:
     def _armed(self) -> None:
         self.extender.open()
         if self.setting.environment.runtime_directory is not None:
-            from requiem_systemd import control  # noqa: PLC0415 - it brings json, which the bare import need not pay for
+            from requiem_systemd import account, control  # noqa: PLC0415 - they bring json, which the bare import need not pay for
 
-            self._control = control.open_for(self.setting.environment, self.loop, self.reload)
+            self._account = account.Account(self.setting, self.standing)
+            self._control = control.open_for(self.setting.environment, self.loop, self.reload, self._account.methods)
         if self.setting.environment.worker is not None:
             from requiem_systemd import channel  # noqa: PLC0415 - only workers of a cluster have one
 
@@ -195,6 +202,7 @@ class Engine:
         before = self.state
         self.state, actions = step(before, event)
         if self.state is not before:
+            self._since = self.setting.now()
             count = len(self.setting.ledger.live)
             fields = journal.record("state", state=self.state.name, previous=before.name, in_flight=count)
             ended = "reload failed" if event is Event.RELOADED and self._reload_error else event.value
@@ -267,6 +275,30 @@ class Engine:
             return
         self.begin(reason)
         self.event(Event.EXPIRED)
+
+    def standing(self) -> Standing:
+        """Say where the service stands, for whoever asks through the control socket."""
+        now, options, gate = self.setting.now(), self.setting.options, self.wayout.gate
+        draining = self.state is State.DRAINING
+        began = self.setting.ledger.began
+        return Standing(
+            state=self.state,
+            since=now - self._since,
+            reason=self._reason,
+            status=self.setting.shown(self._status),
+            drain_age=None if began is None else self.setting.ledger.clock() - began,
+            drain_left=None if not draining or options.drain_timeout is None else options.drain_timeout - (now - self._since),
+            exit_left=options.exit_timeout - (now - self._since) if self.state is State.STOPPED else None,
+            extension=None if self.extender.until is None else self.extender.until - now,
+            abandoned=len(self.drain.limits.abandoned),
+            signals=effects(
+                self.state,
+                taken=(lambda _: False) if gate is None else gate.holds_name,
+                interrupted=self._interrupted is not None,
+                reloads=bool(self.notifier) or self.setting.hooks.has("reload"),
+            ),
+            workers=self.crew(),
+        )
 
     # -- start and reload ----------------------------------------------------------------------------------------------
 

@@ -52,6 +52,10 @@ class More:
         if heartbeat_timeout is not None:
             self.heartbeat_timeout = heartbeat_timeout
 
+    def limit(self, request_timeout: float) -> float | None:
+        """Return how long this may hold a drain, in seconds; None: as long as it likes."""
+        return request_timeout if self.drain_timeout is None and self.kind in BOUNDED else self.drain_timeout
+
     def let_go(self, owner: object) -> None:
         """Hear, in the engine's thread, that `request_timeout` has passed; `owner` is the thread's ident or the task inside."""
 
@@ -228,9 +232,7 @@ class Ledger:
             if more is None:
                 continue
             since = max(began, start)
-            limit = more.drain_timeout
-            if limit is None and more.kind in BOUNDED:
-                limit = request_timeout
+            limit = more.limit(request_timeout)
             if limit is not None and now >= since + limit:
                 (released if more.kind in BOUNDED else abandoned).append(entry)
                 continue

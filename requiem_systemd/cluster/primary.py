@@ -22,6 +22,7 @@ from requiem_systemd.hooks import Hooks
 from requiem_systemd.latch import Latch
 from requiem_systemd.loop import Loop
 from requiem_systemd.service import Service
+from requiem_systemd.standing import WorkerInfo
 from requiem_systemd.wayout import EX_TEMPFAIL
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -163,6 +164,11 @@ class Primary:
                 self._shown = text
                 engine.set_status(text)
 
+    def crew(self) -> list[WorkerInfo]:
+        """Tell of the workers, the oldest first; in the loop."""
+        shown = ((worker, worker.seen) for worker in self.workers.values())
+        return [WorkerInfo(worker.id, worker.pid, worker.phase.value, seen.status, seen.jobs, seen.requests, seen.oldest) for worker, seen in shown]
+
     # -- the rest ------------------------------------------------------------------------------------------------------
 
     def _attach(self) -> None:
@@ -174,6 +180,7 @@ class Primary:
         if engine is self._engine:
             return
         self._engine = engine
+        engine.crew = self.crew
         engine.begun.then(self._begun)
         engine.stopped.then(self._stopped)
         self.service.on("dead", self._see_out)
