@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Final
@@ -157,7 +158,7 @@ def _watch(options: argparse.Namespace) -> int:
                 lines = show.table(told, paint())
             except UnavailableError as error:  # it may be started yet
                 lines = [str(error)]
-            _write(_CLEAR + "\n".join(fitting(lines, *os.get_terminal_size(sys.stdout.fileno()))), end="")
+            _write(_CLEAR + "\n".join(fitting(lines, *shutil.get_terminal_size())), end="")
             sys.stdout.flush()
             time.sleep(INTERVAL)
     except KeyboardInterrupt:
