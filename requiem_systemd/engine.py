@@ -28,6 +28,7 @@ from requiem_systemd.options import Options
 from requiem_systemd.protocol import Environment, clean
 from requiem_systemd.setting import Setting
 from requiem_systemd.standing import Standing, WorkerInfo, effects
+from requiem_systemd.tally import Tally, verdict
 from requiem_systemd.watchdog import Watchdog
 from requiem_systemd.wayout import WayOut
 
@@ -67,6 +68,7 @@ class Engine:
         self._tries = TELL_TRIES
         self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
         self._account: Any = None  # an account.Account, likewise
+        self.tally: Tally = Tally()
         self.crew: Callable[[], list[WorkerInfo]] = list  # a primary's workers
         self._channel: Any = None  # a channel.Upward, in a worker of a cluster
         self._reload_waiters: list[Callable[[str], object]] = []
@@ -333,6 +335,7 @@ class Engine:
     def reload(self, waiter: Callable[[str], object]) -> None:
         """Reload; `waiter` is told how it ended: "" for well, else the reason."""
         if self.setting.ledger.began is not None:
+            self.tally.reloads[verdict(report.NO_RELOAD)] += 1
             waiter(report.NO_RELOAD)
             return
         self._reload_waiters.append(waiter)
@@ -372,6 +375,7 @@ class Engine:
     def _reloaded(self, reason: str) -> None:
         if reason:
             LOG.error("the reload failed, the old state is kept: %s", reason, extra=journal.record("reload-failed", reason=reason))
+        self.tally.reloads[verdict(reason)] += 1
         waiters, self._reloading = self._reloading, []  # before the event, which may begin the next reload
         self._reload_error = reason
         self.event(Event.RELOADED)
@@ -380,6 +384,7 @@ class Engine:
 
     def _refuse_reloads(self) -> None:
         """Answer, when the drain has cut in, everybody who waits for a reload, in work or queued."""
+        self.tally.reloads[verdict(report.NO_RELOAD)] += len(self._reload_waiters)  # the one in work is counted when it ends
         waiters, self._reloading, self._reload_waiters = self._reloading + self._reload_waiters, [], []
         for waiter in waiters:
             waiter(report.NO_RELOAD)
@@ -399,6 +404,7 @@ class Engine:
         self.drain.run(self._reason)
 
     def _release(self) -> None:
+        self.tally.stopped = self.setting.ledger.clock()
         self.drain.end()
         self.wayout.begin(abandoned=bool(self.drain.limits.abandoned))
 

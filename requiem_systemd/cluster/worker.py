@@ -63,6 +63,7 @@ class Worker:
         self.seen: Seen = Seen(Phase.FORKED)
         self.record: Record = Record(f"worker {number}", None)
         self.record.more = More(WORKER)
+        self.left_at: float | None = None  # when its drain began
         self.callbacks: list[Callable[..., Any]] = []
         self._owner = owner
         self._channel: socket.socket | None = None
@@ -143,6 +144,8 @@ class Worker:
             return False
         self.phase, event = found
         self.seen = self.seen._replace(phase=self.phase)
+        if self.phase is Phase.LEAVING:
+            self.left_at = self._owner.loop.clock.now()
         if event:
             self._owner.told(self, event, *((self.exit_status, self.exit_signal) if event == "exit" else ()))
         return True

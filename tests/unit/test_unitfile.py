@@ -76,3 +76,23 @@ def test_template_prefix_and_type(tmp_path: Path) -> None:
 def test_unknown(tmp_path: Path) -> None:
     """A unit whose file is not there, or cannot be read, is unknown: None."""
     assert settings("app.service", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        ("TimeoutStopSec=2min 30s", 150.0),
+        ("TimeoutStopSec=2\nTimeoutStopSec=", 90.0),
+        ("TimeoutSec=7", 7.0),
+        ("TimeoutSec=7\nTimeoutStopSec=8", 8.0),
+        ("", 90.0),
+        ("TimeoutStopSec=infinity", float("inf")),
+        ("TimeoutStopSec=0", float("inf")),
+        ("TimeoutStopSec=soon", None),
+    ],
+)
+def test_stop_timeout(tmp_path: Path, lines: str, seconds: float | None) -> None:
+    """TimeoutStopSec=, else TimeoutSec=, else systemd's default; what cannot be read is unknown."""
+    write(tmp_path, "app.service", f"[Service]\n{lines}\n")
+    assert seconds == unitfile.stop_timeout("app.service", [str(tmp_path)])
+    assert unitfile.stop_timeout("other.service", [str(tmp_path)]) is None
