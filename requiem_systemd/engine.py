@@ -66,6 +66,7 @@ class Engine:
         self._starting: list[str] = []
         self._interrupted: float | None = None
         self._tries = TELL_TRIES
+        self._modules: dict[str, Any] = {}
         self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
         self._account: Any = None  # an account.Account, likewise
         self.tally: Tally = Tally()
@@ -113,10 +114,25 @@ class Engine:
         self.setting.environment = environment
         self.setting.notifier = Notifier(environment.notify_socket, "" if self.setting.is_main() else f"worker {os.getpid()}")
         self.wayout.gate = gate
+        self._load(environment)
         if self.notifier and self.state is State.RUNNING:
             self.state = State.STARTING
         self._name_mistakes()
         self.loop.post(self._armed)
+
+    def _load(self, environment: Environment) -> None:
+        """Load what only some services need, and the bare import need not pay for (json).
+
+        Not in the engine's thread: a fork in the middle of an import leaves its child with half a module (gunicorn forks right after).
+        """
+        if environment.runtime_directory is not None:
+            from requiem_systemd import account, control  # noqa: PLC0415 - see above
+
+            self._modules.update(account=account, control=control)
+        if environment.worker is not None:
+            from requiem_systemd import channel  # noqa: PLC0415 - see above
+
+            self._modules.update(channel=channel)
 
     def start(self) -> None:
         """Begin to turn; any thread."""
@@ -150,14 +166,10 @@ class Engine:
     def _armed(self) -> None:
         self.extender.open()
         if self.setting.environment.runtime_directory is not None:
-            from requiem_systemd import account, control  # noqa: PLC0415 - they bring json, which the bare import need not pay for
-
-            self._account = account.Account(self.setting, self.standing)
-            self._control = control.open_for(self.setting.environment, self.loop, self.reload, self._account.methods)
+            self._account = self._modules["account"].Account(self.setting, self.standing)
+            self._control = self._modules["control"].open_for(self.setting.environment, self.loop, self.reload, self._account.methods)
         if self.setting.environment.worker is not None:
-            from requiem_systemd import channel  # noqa: PLC0415 - only workers of a cluster have one
-
-            self._channel = channel.Upward(self.setting.environment.worker.channel, self.loop, self._told_to_drain, self._left_alone)
+            self._channel = self._modules["channel"].Upward(self.setting.environment.worker.channel, self.loop, self._told_to_drain, self._left_alone)
             self.notifier.tell(X_REQUIEM_ONLINE=1)
         if self.state is State.STARTING and not self.setting.is_worker():
             self.loop.alarm(self._missing_ready, self.setting.now() + READY_WITHIN)
