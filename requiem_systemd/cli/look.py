@@ -51,7 +51,7 @@ class Holder(NamedTuple):
 
 
 def ask_all(services: Sequence[Found], *, stacks: bool) -> list[Told]:
-    """Ask all processes of services, side by side; a worker that has gone meanwhile is left out."""
+    """Ask all processes of services, side by side; what has gone is left out."""
     jobs = [(one, path) for one in services for path in (one.paths or ("",))]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         told = list(pool.map(lambda job: ask(*job, stacks=stacks), jobs))
@@ -59,29 +59,30 @@ def ask_all(services: Sequence[Found], *, stacks: bool) -> list[Told]:
 
 
 def ask(service: Found, path: str, *, stacks: bool) -> Told | None:
-    """Ask one process; None where it is a worker that has gone."""
+    """Ask one process; None where it has gone: a worker, or a service that is not said to run."""
     nothing = Told(service.name, path, {}, {}, "", service.shown)
     if not path:
-        return nothing._replace(
-            problem="has no control socket: RuntimeDirectory=%N in its unit gives it one, from its next start on"
-        )
+        return nothing._replace(problem="has no control socket: RuntimeDirectory=%N in its unit gives it one, from its next start on")
     try:
-        sock = client.connect(path)
+        with client.connect(path) as sock:
+            told = _asked(nothing, sock, stacks=stacks)
     except (ConnectionRefusedError, FileNotFoundError) as error:
-        is_worker = "." in os.path.basename(path)
-        return (
-            None
-            if is_worker
-            else nothing._replace(problem=f"does not listen at {clean(path)}: {error.strerror}")
-        )
+        may_go = "." in os.path.basename(path) or not service.shown
+        return None if may_go else nothing._replace(problem=f"does not listen at {clean(path)}: {error.strerror}")
     except PermissionError:
-        return nothing._replace(
-            problem=f"{clean(path)}: permission denied; run this as root or as the service's user"
-        )
+        return nothing._replace(problem=f"{clean(path)}: permission denied; run this as root or as the service's user")
     except OSError as error:
         return nothing._replace(problem=f"{clean(path)}: {error.strerror or error}")
-    with sock:
-        return _asked(nothing, sock, stacks=stacks)
+    return told if told.described or not told.problem or _is_there(path) else None
+
+
+def _is_there(path: str) -> bool:
+    """Say whether anybody listens: a process that ends in the middle of an answer has gone, and did not refuse."""
+    try:
+        client.connect(path).close()
+    except OSError:
+        return False
+    return True
 
 
 def _asked(told: Told, sock: socket.socket, *, stacks: bool) -> Told:

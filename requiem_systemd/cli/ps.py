@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from requiem_systemd.cli.look import Told
     from requiem_systemd.cli.show import Paint
-    from requiem_systemd.cli.sockets import Found
 
 PARTLY: Final = 1
 UNREACHABLE: Final = 3
@@ -75,9 +74,14 @@ def paint() -> Paint:
     return show.coloured if colours else show.plain
 
 
-def find(unit: str | None, *, user: bool) -> list[Found]:
-    """Return the services that are meant. Raises UnavailableError where a named one does not run."""
-    return sockets.of(unit, user=user) if unit else sockets.everywhere(user=user)
+def ask(options: argparse.Namespace, *, stacks: bool) -> list[Told]:
+    """Ask the services that are meant. Raises UnavailableError where one is named and does not run."""
+    found = sockets.of(options.unit, user=options.user) if options.unit else sockets.everywhere(user=options.user)
+    told = look.ask_all(found, stacks=stacks)
+    if options.unit and not told:
+        msg = f"{options.unit}: nothing of it runs any more"
+        raise UnavailableError(msg)
+    return told
 
 
 def as_json(told: Sequence[Told]) -> str:
@@ -134,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _once(options: argparse.Namespace) -> int:
-    told = look.ask_all(find(options.unit, user=options.user), stacks=False)
+    told = ask(options, stacks=False)
     if options.json:
         _write(as_json(told))
     elif told:
@@ -154,8 +158,7 @@ def _watch(options: argparse.Namespace) -> int:
     try:
         while True:
             try:
-                told = look.ask_all(find(options.unit, user=options.user), stacks=False)
-                lines = show.table(told, paint())
+                lines = show.table(ask(options, stacks=False), paint())
             except UnavailableError as error:  # it may be started yet
                 lines = [str(error)]
             _write(_CLEAR + "\n".join(fitting(lines, *shutil.get_terminal_size())), end="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Final
 
-from requiem_systemd.cli import look, ps, show
+from requiem_systemd.cli import ps, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _why(options: argparse.Namespace) -> int:
-    told = look.ask_all(ps.find(options.unit, user=options.user), stacks=True)
+    told = ps.ask(options, stacks=True)
     if options.json:
         print(ps.as_json(told))  # noqa: T201 - what a command line is for
     else:

@@ -385,13 +385,37 @@ def test_who_hangs_up(answering: Callable[..., Path], capsys: pytest.CaptureFixt
     assert "gives no answer: the service hung up" in capsys.readouterr().out
 
 
-def test_who_does_not_listen(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A main process's socket that nobody listens at is named."""
+def test_who_does_not_listen(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A socket that nobody listens at any more is no service; but of a unit that runs it is named."""
     (root / "web").mkdir()
+    path = root / "web" / control.NAME
     with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(root / "web" / control.NAME))
-    assert cli.main(["ps", "--user"]) == 1
+        left.bind(str(path))
+    assert cli.main(["ps", "--user"]) == 0
+    assert cli.main(["why", str(path)]) == 3
+    assert f"{path}: nothing of it runs any more" in capsys.readouterr().err
+    systemctl(root, monkeypatch, block("web.service"))
+    assert cli.main(["ps", "--user", "web"]) == 1
     assert "does not listen at" in capsys.readouterr().out
+
+
+def test_who_ends_meanwhile(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process that ends while it is asked is left out."""
+    (root / "web").mkdir()
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(root / "web" / control.NAME))
+        listener.listen()
+
+        def end() -> None:
+            connection, _ = listener.accept()
+            listener.close()
+            connection.close()
+
+        thread = threading.Thread(target=end)
+        thread.start()
+        assert cli.main(["ps", "--user"]) == 0
+        thread.join()
+    assert capsys.readouterr().out == ""
 
 
 # -- by unit
