@@ -95,7 +95,11 @@ class TaskIndex:
         current = asyncio.current_task(loop)
         if current is not None:
             self._found.update(dict.fromkeys(wanted, current))
-        for task in asyncio.all_tasks(loop):
+        try:
+            tasks = asyncio.all_tasks(loop)
+        except RuntimeError:  # they come and go faster than they can be listed from this thread
+            return
+        for task in tasks:
             if late():
                 return
             for awaited in _awaited(task):

@@ -252,6 +252,14 @@ def test_wrong_parameter(asked: Asked, wrong: object) -> None:
     assert "holders" in asked.caller.ask(IN_FLIGHT, parameters={"stacks": None, "of": "a newer release"})["parameters"]
 
 
+def test_no_alarm_is_left(asked: Asked) -> None:
+    """When it has been told the engine sleeps as before: nothing wakes an idle service, with a client or without."""
+    asked.in_flight(stacks=True)
+    asked.describe()
+    asked.service.engine.loop.call(lambda: None)
+    assert asked.service.engine.loop._alarms == {}
+
+
 def test_many_ask_at_once(asked: Asked) -> None:
     """Requests in a row, of several clients, are each answered."""
     callers = [Caller(asked.path) for _ in range(5)]
