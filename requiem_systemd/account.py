@@ -30,6 +30,12 @@ from requiem_systemd.standing import Standing
 # How long the thread looks; then it tells what it has seen. In the engine, which has other things to do, much shorter.
 WITHIN: Final = 1.0
 WITHIN_ENGINE: Final = 0.02
+# Whoever wants the interpreter (the engine, which has a stop to extend; the jobs) waits 5 ms for a thread that does not give it away
+# (sys.setswitchinterval), each time it wants it. So it is given away after so long, for as long as it takes to be taken.
+YIELD_AFTER: Final = 0.001
+YIELD_FOR: Final = 0.00005
+# So many are counted at a time.
+CHUNK: Final = 2000
 # How long it may hang in a label's str() or in `redact` before those who wait are told so.
 HANGS_AFTER: Final = 5.0
 # Bytes of an answer (all of one fit varlink.MESSAGE_MAX): of holders without and with stacks, of processes, of threads.
@@ -167,16 +173,13 @@ def in_flight(setting: Setting, seconds: float, *, stacks: bool, exiting: float 
 
     `exiting`: how long the ledger has been closed; then it is threads that hold.
     """
-    end = time.monotonic() + seconds
-
-    def late() -> bool:
-        return time.monotonic() >= end
-
-    entries = setting.ledger.entries()
-    counts = Counter(kind_of(entry) for entry, _ in entries)
+    late = _Patience(seconds)
+    # There is no room for more than so many, whatever they are called.
+    some = setting.ledger.oldest(HOLDERS // 100)
+    counts = _counts(list(setting.ledger.live), late)
     if exiting is None:
-        shown = within(_holders(setting, entries, stacks=stacks, late=late), HOLDERS)
-        omitted = len(entries) - len(shown)
+        shown = within(_holders(setting, some, stacks=stacks, late=late), HOLDERS)
+        omitted = max(0, counts.total() - len(shown))
     else:
         shown, omitted = within(_keepers(exiting, stacks=stacks), HOLDERS), 0
     processes = (
@@ -203,12 +206,35 @@ def within(values: Iterable[dict[str, object]], room: int) -> list[dict[str, obj
     return found
 
 
+class _Patience:
+    """Says when to look no further; each time that it has been long enough, it lets other threads have the interpreter."""
+
+    def __init__(self, seconds: float) -> None:
+        now = time.monotonic()
+        self._end = now + seconds
+        self._yield_at = now + YIELD_AFTER
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now >= self._yield_at:
+            time.sleep(YIELD_FOR)
+            self._yield_at = time.monotonic() + YIELD_AFTER
+        return now >= self._end
+
+
+def _counts(entries: list[Entry], late: Callable[[], bool]) -> Counter[str]:
+    """Count all, by kind."""
+    counts: Counter[str] = Counter()
+    for position in range(0, len(entries), CHUNK):
+        counts.update(map(kind_of, entries[position : position + CHUNK]))
+        late()
+    return counts
+
+
 def _holders(
-    setting: Setting, entries: list[tuple[Entry, float]], *, stacks: bool, late: Callable[[], bool]
+    setting: Setting, some: list[tuple[Entry, float]], *, stacks: bool, late: Callable[[], bool]
 ) -> Iterator[dict[str, object]]:
     now, began = setting.ledger.clock(), setting.ledger.began
-    # There is no room for more than this many, whatever they are called.
-    some = entries[: HOLDERS // 100]
     index = TaskIndex((entry for entry, _ in some), late)
     for entry, start in some:
         if late():

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from requiem_systemd.errors import DrainingError
 
+# How often to try to look at the beginning of a dict that others change.
+OLDEST_TRIES: Final = 20
 JOB: Final = "job"
 REQUEST: Final = "request"
 CONNECTION: Final = "connection"
@@ -249,6 +252,16 @@ class Ledger:
     def entries(self) -> list[tuple[Entry, float]]:
         """Return what is in flight with its start times, oldest first."""
         return list(self.live.items())
+
+
+    def oldest(self, most: int) -> list[tuple[Entry, float]]:
+        """Return the first so many of `entries`, at the cost of these, however many there are."""
+        for _ in range(OLDEST_TRIES):
+            try:
+                return list(islice(self.live.items(), most))
+            except RuntimeError:  # it has changed meanwhile
+                continue
+        return self.entries()[:most]
 
 
 def _ignored(alert: bool) -> None:  # noqa: FBT001 - a callback's one argument
