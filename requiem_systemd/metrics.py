@@ -25,9 +25,9 @@ from requiem_systemd.tally import VERDICTS, Tally
 try:
     from prometheus_client.core import REGISTRY, CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector, CollectorRegistry
-except ModuleNotFoundError as missing:
-    msg = "requiem_systemd.metrics needs prometheus_client: pip install 'requiem-systemd[metrics]', or apt install python3-prometheus-client"
-    raise ImportError(msg) from missing
+except ModuleNotFoundError as _missing:
+    _text = "requiem_systemd.metrics needs prometheus_client: pip install 'requiem-systemd[metrics]', or apt install python3-prometheus-client"
+    raise ImportError(_text) from _missing
 
 KINDS: Final = tuple(sorted({JOB, HOOK, WORKER, *BOUNDED}))
 
