@@ -71,7 +71,7 @@ def test_rolls_under_load(rolled: Setup, free_port: int) -> None:  # noqa: F811 
     code = SERVER.replace("JOBS", FOUR_JOBS)
     unit = rolled(code, port=free_port)
     taken, kinds = [], set[str]()
-    with Load(f"127.0.0.1:{free_port}", new=100, keep=100) as load:
+    with Load(f"127.0.0.1:{free_port}", new=50, keep=50) as load:
         for number in range(3):
             unit.write(code, f"v{number + 1}")
             unit.command("reload", check=True)
