@@ -93,11 +93,11 @@ def held(told: Told) -> str:
         number = look.whole(told.described, "in_flight")
         return f"{number} in flight" if number else "nothing"
     counts = look.counts(told)
-    known = report.counts(counts) if any(counts.values()) else "nothing"
-    listeners = counts.get("listener", 0)
-    return known.removeprefix("0 jobs") + (
-        f"{listeners} listeners" if known == "0 jobs" and listeners else ""
-    )
+    listeners = counts.pop("listener", 0)
+    parts = [report.counts(counts)] if any(counts.values()) else []
+    if listeners:
+        parts.append(f"{listeners} listener{'' if listeners == 1 else 's'}")
+    return ", ".join(parts) or "nothing"
 
 
 def _job(holder: Holder) -> tuple[str, ...]:

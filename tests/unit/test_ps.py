@@ -105,6 +105,21 @@ def test_table() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({}, "nothing"),
+        ({"job": 0}, "nothing"),
+        ({"job": 2, "hook": 1, "request": 1, "connection": 3}, "3 jobs, 1 request, 3 connections"),
+        ({"listener": 1}, "1 listener"),
+        ({"worker": 2, "listener": 2}, "2 workers, 2 listeners"),
+    ],
+)
+def test_held(counts: dict[str, int], expected: str) -> None:
+    """What is in flight is summed up by kind."""
+    assert expected == show.held(told(in_flight={"counts": counts}))
+
+
 def test_table_cuts_many() -> None:
     """Of many, the oldest twenty are shown, and how many more there are."""
     holders = [{**IN_FLIGHT["holders"][0], "label": f"job {number}"} for number in range(50)]
