@@ -282,7 +282,7 @@ class Engine:
             self.begin(reason)
 
     def _quit(self, reason: str) -> None:
-        LOG.warning("%s: abandoning what is in flight: %s", reason, report.listing(self.drain.jobs()) or "nothing")
+        LOG.warning("%s: abandoning what is in flight: %s", reason, self.drain.listing() or "nothing")
         self.wayout.forced = True
         if self.state is State.STOPPED:
             self.wayout.expel()

@@ -253,7 +253,6 @@ class Ledger:
         """Return what is in flight with its start times, oldest first."""
         return list(self.live.items())
 
-
     def oldest(self, most: int) -> list[tuple[Entry, float]]:
         """Return the first so many of `entries`, at the cost of these, however many there are."""
         for _ in range(OLDEST_TRIES):

@@ -77,7 +77,7 @@ def task_of(entry: Entry) -> object:
 class TaskIndex:
     """The tasks that are inside of many entries' `with`, found in one pass; `late` says when to look no further."""
 
-    def __init__(self, entries: Iterable[Entry], late: Callable[[], bool]) -> None:
+    def __init__(self, entries: Iterable[Entry], late: Callable[[], bool] = bool) -> None:
         by_thread: dict[int, list[Entry]] = {}
         for entry in entries:
             if isinstance(owner := getattr(entry, "owner", None), int):

@@ -54,6 +54,9 @@ def test_generations(rolled: Setup) -> None:  # noqa: F811 - pytest's way
     assert f"{unit.folder}/app.py:" in why
     assert re.search(r"TimeoutStopSec=2s has passed, \d+ s ago; extended for [12]\d s more", why), why
     assert f"systemctl kill -s QUIT --kill-whom=main {unit.stem}@1.service" in why
+    refused = unit.box.run(COMMAND, "reload", f"{unit.stem}@1", check=False, env={"PYTHONPATH": str(CHECKOUT)})
+    assert (refused.returncode, refused.stderr) == (1, "requiem-systemd reload: the service is draining: nothing is reloaded any more\n")
+    unit.box.run(COMMAND, "reload", f"{unit.stem}@2", env={"PYTHONPATH": str(CHECKOUT)})
     everything = unit.box.run(COMMAND, "ps", env={"PYTHONPATH": str(CHECKOUT)}).stdout
     assert rows(shown.stdout).items() <= rows(everything).items()
     unit.finish_jobs()
@@ -120,6 +123,7 @@ def test_cluster(clustered: Callable[..., Cluster], python: str) -> None:  # noq
         assert why.count(":job\n") >= 4
         assert "TimeoutStopSec=2s has passed" in why
         assert "orphan" not in why
+        assert "the service is draining" in ask(made.box, python, "reload", name, check=False).stderr
         assert stop.wait(30) == 0
     assert made.count("job done") == made.count("job begins") == 12
     assert made.unit.result == "success"
