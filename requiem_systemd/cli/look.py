@@ -53,8 +53,11 @@ class Holder(NamedTuple):
 def ask_all(services: Sequence[Found], *, stacks: bool) -> list[Told]:
     """Ask all processes of services, side by side; what has gone is left out."""
     jobs = [(one, path) for one in services for path in (one.paths or ("",))]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
         told = list(pool.map(lambda job: ask(*job, stacks=stacks), jobs))
+    finally:  # after a Ctrl-C nobody waits for one that hangs
+        pool.shutdown(wait=False, cancel_futures=True)
     return [one for one in told if one is not None]
 
 

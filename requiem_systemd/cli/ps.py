@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PARTLY: Final = 1
 UNREACHABLE: Final = 3
+# As of a program that SIGINT has ended, for a shell.
+INTERRUPTED: Final = 130
 INTERVAL: Final = 1.0
 _CLEAR: Final = "\x1b[H\x1b[2J"
 _DESCRIPTION: Final = """\
@@ -62,6 +64,8 @@ def guarded(verb: str, work: Callable[[], int]) -> int:
     except UnavailableError as error:
         print(f"requiem-systemd {verb}: {error}", file=sys.stderr)  # noqa: T201 - what a command line is for
         return UNREACHABLE
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)  # at once: the interpreter would wait for the thread that asks one that hangs
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return PARTLY
@@ -166,7 +170,8 @@ def _watch(options: argparse.Namespace) -> int:
             time.sleep(INTERVAL)
     except KeyboardInterrupt:
         _write("")
-        return 0
+        sys.stdout.flush()
+        os._exit(0)  # as in `guarded`
 
 
 def fitting(lines: Sequence[str], columns: int, rows: int) -> list[str]:

@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -267,6 +268,22 @@ def test_watch(program: Program, folder: Path) -> None:
         watch.send_signal(signal.SIGINT)
         assert watch.wait(TIMEOUT) == 0
     assert b"Traceback" not in program._output.read_bytes()
+
+
+@pytest.mark.parametrize(("options", "status"), [(("--watch",), 0), ((), 130)])
+def test_interrupt_while_one_hangs(folder: Path, options: tuple[str, ...], status: int) -> None:
+    """Ctrl-C ends it at once, also while it waits for a service that does not answer."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "requiem"))
+        listener.listen()
+        with terminal(folder, "ps", "--user", *options) as (ps, screen):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                ps.send_signal(signal.SIGINT)
+                assert ps.wait(5) == status
+                with contextlib.suppress(OSError):  # EIO: nothing was shown
+                    assert b"Traceback" not in os.read(screen, 65536)
 
 
 def test_reader_goes(program: Program, folder: Path) -> None:
