@@ -73,21 +73,16 @@ class Account:
     def describe(self) -> dict[str, object]:
         """Say where the service stands."""
         setting, standing = self._setting, self._standing()
-        environment, options = setting.environment, setting.options
+        options = setting.options
         told = standing._asdict()
         seconds = {
             name: _rounded(told[name])
             for name in ("since", "drain_age", "drain_left", "exit_left", "extension")
         }
-        worker = environment.worker
         return {
             "unit": unitfile.own_service(),
             "pid": os.getpid(),
-            "role": f"worker {worker.id}"
-            if worker is not None
-            else "main"
-            if setting.is_main()
-            else "process",
+            "role": _role(setting),
             "release": varlink.VERSION,
             "state": standing.state.value,
             "reason": standing.reason,
@@ -121,7 +116,8 @@ class Account:
 
     def _look(self) -> None:
         stacks, _ = self._waiting[0]
-        exiting = self._standing().since if self._standing().state is State.STOPPED else None
+        standing = self._standing()
+        exiting = standing.since if standing.state is State.STOPPED else None
         self._thread = threading.Thread(
             target=self._run, args=(stacks, exiting), name="requiem-account", daemon=True
         )
@@ -159,6 +155,13 @@ class Account:
         waiting, self._waiting = self._waiting, deque()
         for _, answer in waiting:
             answer(_hanging())
+
+
+def _role(setting: Setting) -> str:
+    """Say what this process is to its service: "process" is a server's worker, or runs behind a wrapper."""
+    if setting.environment.worker is not None:
+        return f"worker {setting.environment.worker.id}"
+    return "main" if setting.is_main() else "process"
 
 
 def _hanging() -> bytes:
