@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from requiem_systemd import varlink
-from requiem_systemd.cli import look, ps, show
+from requiem_systemd.cli import explain, look, ps, show
 from requiem_systemd.errors import ProtocolError
 from requiem_systemd.processes import Process
 from requiem_systemd.standing import WorkerInfo
@@ -58,7 +58,7 @@ _SHOWN = st.dictionaries(
 def test_any_answer_can_be_shown(described: dict[str, Any], in_flight: dict[str, Any], shown: dict[str, str]) -> None:
     """Fields that are missing, of other types, or not known, are as nothing."""
     told = look.Told("web", "/run/web/requiem", described, in_flight, "", shown)
-    lines = [*show.table([told]), *show.account(told, now=1.0)]
+    lines = [*show.table([told]), *explain.account(told, now=1.0)]
     assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines)), lines
     assert json.loads(ps.as_json([told]))["services"][0]["unit"] == "web"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from requiem_systemd import cli, control, varlink
-from requiem_systemd.cli import look, ps, show, sockets
+from requiem_systemd.cli import explain, look, ps, show, sockets
 from requiem_systemd.cli.look import Told
 from requiem_systemd.service import Service
 
@@ -140,12 +140,12 @@ def test_primary_and_worker() -> None:
     primary = told(described={**DESCRIBED, "workers": workers})
     assert show.process(primary) == "812 primary"
     assert show.process(told(described={**DESCRIBED, "role": "worker 1"})) == "812 worker 1"
-    assert '    worker 1, process 900: leaving, 2 jobs, 1 request, oldest "export" 3 s' in show.account(primary)
+    assert '    worker 1, process 900: leaving, 2 jobs, 1 request, oldest "export" 3 s' in explain.account(primary)
 
 
 def test_why() -> None:
     """What holds with its stack, the processes, how long until each limit, what each signal does."""
-    assert show.account(told(), now=250.0) == [
+    assert explain.account(told(), now=250.0) == [
         "shop@2.service, process 812",
         "  draining, for 4 min, begun by SIGTERM; it says: busy",
         "  its stop is held by 4 jobs, 1 request:",
@@ -184,20 +184,20 @@ def test_why() -> None:
 )
 def test_stop_timeout(shown: Mapping[str, str], extension: float | None, expected: str | None) -> None:
     """When systemd would kill, as far as it is known."""
-    lines = show.account(told(shown=shown, described={**DESCRIBED, "extension": extension}), now=250.0)
+    lines = explain.account(told(shown=shown, described={**DESCRIBED, "extension": extension}), now=250.0)
     found = [line.strip() for line in lines if "TimeoutStopSec" in line]
     assert found == ([] if expected is None else [expected])
 
 
 def test_why_not() -> None:
     """Of a service that nothing stops it is said what would hold; of one on its way out, what it waits for."""
-    running = show.account(told(described={**DESCRIBED, "state": "running", "reason": ""}))
+    running = explain.account(told(described={**DESCRIBED, "state": "running", "reason": ""}))
     assert "  running: nothing stops it, for 4 min; it says: busy" in running
     assert "  its stop would be held by 4 jobs, 1 request:" in running
-    idle = show.account(told(described={**DESCRIBED, "state": "running"}, in_flight={"holders": [], "omitted": 0}))
+    idle = explain.account(told(described={**DESCRIBED, "state": "running"}, in_flight={"holders": [], "omitted": 0}))
     assert "  its stop would be held by nothing" in idle
     thread = {"kind": "thread", "label": "main thread", "age": 3, "owner": "main thread", "where": "/srv/app.py:9:flush"}
-    leaving = show.account(told(described={**DESCRIBED, "state": "stopped", "exit_left": 80.0}, in_flight={"holders": [thread]}))
+    leaving = explain.account(told(described={**DESCRIBED, "state": "stopped", "exit_left": 80.0}, in_flight={"holders": [thread]}))
     assert "  all jobs have ended; on its way out, for 4 min, begun by SIGTERM; it says: busy" in leaving
     assert leaving[2:5] == ["  its exit is held by:", '    thread "main thread", 3 s', "        /srv/app.py:9:flush"]
     assert "    exit_timeout: ends the process on its way out after 90 s, in 80 s" in leaving
@@ -207,7 +207,7 @@ def test_unknown_fields_are_left_alone() -> None:
     """What a newer service adds changes nothing of what is shown."""
     newer = {**DESCRIBED, "mood": "good", "limits": {**DESCRIBED["limits"], "patience": 3}}
     more = {**IN_FLIGHT, "later": [1], "holders": [{**one, "colour": "red"} for one in IN_FLIGHT["holders"]]}
-    assert show.account(told(), now=1.0) == show.account(told(described=newer, in_flight=more), now=1.0)
+    assert explain.account(told(), now=1.0) == explain.account(told(described=newer, in_flight=more), now=1.0)
     assert show.table([told()]) == show.table([told(described=newer, in_flight=more)])
 
 
