@@ -78,7 +78,7 @@ track_socket: Final = process.track_socket
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("adapters", "aio", "asgi", "cluster", "testing", "wsgi"):
+    if name in ("adapters", "aio", "asgi", "cluster", "metrics", "testing", "wsgi"):
         import importlib  # noqa: PLC0415 - loaded when asked for: the core stands alone
 
         return importlib.import_module(f"{__name__}.{name}")

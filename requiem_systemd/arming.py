@@ -151,6 +151,11 @@ class Arming(Tracking):
             self._run(engine)
             return engine
 
+    @property
+    def running_engine(self) -> Engine | None:
+        """The engine where there is one: whoever only looks starts none."""
+        return self._engine
+
     def close(self) -> None:
         """Give everything back; the service is unarmed again."""
         with self._lock:

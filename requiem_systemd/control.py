@@ -1,7 +1,7 @@
-"""The control socket: what `requiem-systemd reload` and varlinkctl(1) talk to.
+"""The control socket: what `requiem-systemd reload`, `ps` and `why`, and varlinkctl(1) talk to.
 
-It is `requiem` in the unit's first RuntimeDirectory=, of mode 0600, and answers root and the service's own user only. Everything here
-runs in the engine's loop and never waits: a client has one request in work, of one bounded message; the next is not even read before
+It is `requiem` in the unit's first RuntimeDirectory= (of a worker process `requiem.PID`), of mode 0600, and answers root and the
+service's own user only. What takes time is told from elsewhere, by `account`. Everything here runs in the engine's loop and never waits: a client has one request in work, of one bounded message; the next is not even read before
 its answer is gone. Who does not go on costs a slot, and the slots are few: the idle client that came first makes room.
 """
 
@@ -11,12 +11,13 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import selectors
 import socket
 import stat
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from requiem_systemd import report, varlink
 from requiem_systemd.errors import ProtocolError
@@ -34,28 +35,46 @@ CHUNK: Final = 4096
 PAUSE: Final = 1.0
 _NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
+_WORKERS: Final = re.compile(rf"{NAME}\.([0-9]{{1,10}})")
+
 Reload = Callable[[Callable[[str], object]], object]
+Answer = Callable[[bytes], object]
+# Called in the loop with the parameters; answers from any thread, once, with a message.
+Method = Callable[[Mapping[str, Any], Answer], object]
 
 
-def open_for(environment: Environment, loop: Loop, reload: Reload) -> Control | None:
-    """Open the control socket where the unit has a RuntimeDirectory= and this is its main process; a failure is one warning.
+def open_for(environment: Environment, loop: Loop, reload: Reload, methods: Mapping[str, Method]) -> Control | None:
+    """Open the control socket where the unit has a RuntimeDirectory=; a failure is one line in the log.
 
-    A worker process inherits $RUNTIME_DIRECTORY, and a reload of one of many would be no verdict.
+    A worker process inherits $RUNTIME_DIRECTORY. It tells of itself at a socket of its own, `requiem.PID`, and reloads nothing: a reload
+    of one of many would be no verdict.
     """
-    if (
-        environment.runtime_directory is None
-        or environment.exec_pid not in (None, os.getpid())
-        or not hasattr(socket, "SO_PEERCRED")
-    ):
+    folder = environment.runtime_directory
+    if folder is None or not hasattr(socket, "SO_PEERCRED"):
         return None
-    path = os.path.join(environment.runtime_directory, NAME)
+    is_main = environment.worker is None and environment.exec_pid in (None, os.getpid())
+    path = os.path.join(folder, NAME if is_main else f"{NAME}.{os.getpid()}")
+    if is_main:
+        methods = {**methods, f"{varlink.SERVICE}.Reload": lambda _, answer: reload(lambda reason: answer(_verdict(reason)))}
     try:
-        return Control(bind(path), path, loop, reload)
+        sweep(folder)
+        return Control(bind(path), path, loop, methods)
     except OSError as error:
-        LOG.warning(
-            "no control socket at %s, `requiem-systemd reload` will not reach this service: %s", path, error
-        )
+        # A worker may run as another user, to whom the folder does not belong: that is how the unit is written.
+        level = logging.WARNING if is_main else logging.INFO
+        LOG.log(level, "no control socket at %s, `requiem-systemd` will not reach this process: %s", path, error)
         return None
+
+
+def sweep(folder: str) -> None:
+    """Unlink the sockets of workers that were killed: of our own user, and of no process that lives."""
+    for file in os.listdir(folder):
+        found = _WORKERS.fullmatch(file)
+        if found is None or os.path.exists(f"/proc/{found[1]}"):
+            continue
+        with contextlib.suppress(OSError):
+            if _is_stale(os.path.join(folder, file)):
+                os.unlink(os.path.join(folder, file))
 
 
 def bind(path: str) -> socket.socket:
@@ -91,10 +110,10 @@ def _is_stale(path: str) -> bool:
 class Control:
     """Serves one bound listener in a loop; made, closed and called in the loop's thread."""
 
-    def __init__(self, listener: socket.socket, path: str, loop: Loop, reload: Reload) -> None:
+    def __init__(self, listener: socket.socket, path: str, loop: Loop, methods: Mapping[str, Method]) -> None:
         self.path = path
         self.loop = loop
-        self.reload = reload
+        self.methods = methods
         self.clients: list[Client] = []
         self._listener = listener
         self._inode = os.lstat(path).st_ino
@@ -211,19 +230,20 @@ class Client:
         self._watch()
 
     def _begin(self, call: varlink.Call) -> None:
-        if call.method != f"{varlink.SERVICE}.Reload":
+        method = self._control.methods.get(call.method)
+        if method is None:
             self._answer(call, varlink.introspect(call))
             return
         self.waiting = True
-        # Posted: the answer may come at once, and a row of refused requests must not nest
-        self._control.reload(lambda reason: self._control.loop.post(lambda: self._reloaded(call, reason)))
+        # Posted: the answer may come at once, and a row of requests must not nest
+        method(call.parameters, lambda message: self._control.loop.post(lambda: self._answered(call, message)))
 
-    def _reloaded(self, call: varlink.Call, reason: str) -> None:
+    def _answered(self, call: varlink.Call, message: bytes) -> None:
         if self._closed:
             return
         self.waiting = False
         try:
-            self._answer(call, _verdict(reason))
+            self._answer(call, message)
             self._work()
         except (OSError, ProtocolError) as error:
             LOG.debug("a client of the control socket is dropped: %s", error)

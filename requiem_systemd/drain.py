@@ -16,7 +16,7 @@ from requiem_systemd.ledger import HOOK, JOB, LISTENER, REQUEST, WORKER, Entry, 
 from requiem_systemd.limits import Limits, kind_of
 from requiem_systemd.protocol import duration, usec
 from requiem_systemd.setting import Setting
-from requiem_systemd.stacks import brief, describe
+from requiem_systemd.stacks import TaskIndex, brief, describe
 
 LOG: Final = logging.getLogger("requiem_systemd")
 SHOW_EVERY: Final = 1.0
@@ -145,9 +145,16 @@ class Drain:
 
     def jobs(self) -> tuple[JobInfo, ...]:
         """Show what is in flight, oldest first; any thread."""
-        ledger = self._setting.ledger
-        now = ledger.clock()
-        return tuple(describe(entry, now - start, self._setting.options.redact) for entry, start in ledger.entries())
+        return self._described(self._setting.ledger.entries())
+
+    def listing(self) -> str:
+        """List the oldest that are in flight, and how many more there are; empty if none is."""
+        return report.listing(self._described(self._setting.ledger.oldest(report.LISTED)), len(self._setting.ledger.live))
+
+    def _described(self, entries: list[tuple[Entry, float]]) -> tuple[JobInfo, ...]:
+        now, redact = self._setting.ledger.clock(), self._setting.options.redact
+        index = TaskIndex(entry for entry, _ in entries)  # one pass over the tasks for all, not one for each
+        return tuple(describe(entry, now - start, redact, index.task_of) for entry, start in entries)
 
     def set_status(self, text: str) -> None:
         """Show a text behind the drain's own line."""
@@ -187,7 +194,7 @@ class Drain:
         LOG.warning(
             "draining for %s: %s. To hurry it up: systemctl kill -s QUIT %sUNIT",
             duration(elapsed),
-            report.listing(self.jobs()),
+            self.listing(),
             "--kill-whom=main " if self._setting.is_main() else "",  # a server's parent need not pass it on
             extra=journal.record("draining-long", in_flight=len(self._setting.ledger.live), elapsed_usec=usec(elapsed)),
         )

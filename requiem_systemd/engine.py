@@ -27,6 +27,8 @@ from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
 from requiem_systemd.protocol import Environment, clean
 from requiem_systemd.setting import Setting
+from requiem_systemd.standing import Standing, WorkerInfo, effects
+from requiem_systemd.tally import Tally, verdict
 from requiem_systemd.watchdog import Watchdog
 from requiem_systemd.wayout import WayOut
 
@@ -60,10 +62,15 @@ class Engine:
         self._watchdog = Watchdog(self.setting)
         self._reason = ""
         self._status = ""
+        self._since = clock.now()
         self._starting: list[str] = []
         self._interrupted: float | None = None
         self._tries = TELL_TRIES
+        self._modules: dict[str, Any] = {}
         self._control: Any = None  # a control.Control, loaded where the unit has a place for its socket
+        self._account: Any = None  # an account.Account, likewise
+        self.tally: Tally = Tally()
+        self.crew: Callable[[], list[WorkerInfo]] = list  # a primary's workers
         self._channel: Any = None  # a channel.Upward, in a worker of a cluster
         self._reload_waiters: list[Callable[[str], object]] = []
         self._reloading: list[Callable[[str], object]] = []
@@ -107,10 +114,25 @@ class Engine:
         self.setting.environment = environment
         self.setting.notifier = Notifier(environment.notify_socket, "" if self.setting.is_main() else f"worker {os.getpid()}")
         self.wayout.gate = gate
+        self._load(environment)
         if self.notifier and self.state is State.RUNNING:
             self.state = State.STARTING
         self._name_mistakes()
         self.loop.post(self._armed)
+
+    def _load(self, environment: Environment) -> None:
+        """Load what only some services need, and the bare import need not pay for (json).
+
+        Not in the engine's thread: a fork in the middle of an import leaves its child with half a module (gunicorn forks right after).
+        """
+        if environment.runtime_directory is not None:
+            from requiem_systemd import account, control  # noqa: PLC0415 - see above
+
+            self._modules.update(account=account, control=control)
+        if environment.worker is not None:
+            from requiem_systemd import channel  # noqa: PLC0415 - see above
+
+            self._modules.update(channel=channel)
 
     def start(self) -> None:
         """Begin to turn; any thread."""
@@ -122,6 +144,8 @@ class Engine:
         self.loop.stop()
         if self._control is not None:
             self._control.close()
+        if self._account is not None:
+            self._account.close()
         self._give_back()
 
     def close_child(self) -> None:
@@ -142,13 +166,10 @@ class Engine:
     def _armed(self) -> None:
         self.extender.open()
         if self.setting.environment.runtime_directory is not None:
-            from requiem_systemd import control  # noqa: PLC0415 - it brings json, which the bare import need not pay for
-
-            self._control = control.open_for(self.setting.environment, self.loop, self.reload)
+            self._account = self._modules["account"].Account(self.setting, self.standing)
+            self._control = self._modules["control"].open_for(self.setting.environment, self.loop, self.reload, self._account.methods)
         if self.setting.environment.worker is not None:
-            from requiem_systemd import channel  # noqa: PLC0415 - only workers of a cluster have one
-
-            self._channel = channel.Upward(self.setting.environment.worker.channel, self.loop, self._told_to_drain, self._left_alone)
+            self._channel = self._modules["channel"].Upward(self.setting.environment.worker.channel, self.loop, self._told_to_drain, self._left_alone)
             self.notifier.tell(X_REQUIEM_ONLINE=1)
         if self.state is State.STARTING and not self.setting.is_worker():
             self.loop.alarm(self._missing_ready, self.setting.now() + READY_WITHIN)
@@ -200,6 +221,7 @@ class Engine:
         before = self.state
         self.state, actions = step(before, event)
         if self.state is not before:
+            self._since = self.setting.now()
             count = len(self.setting.ledger.live)
             fields = journal.record("state", state=self.state.name, previous=before.name, in_flight=count)
             ended = "reload failed" if event is Event.RELOADED and self._reload_error else event.value
@@ -277,13 +299,37 @@ class Engine:
             self.begin(reason)
 
     def _quit(self, reason: str) -> None:
-        LOG.warning("%s: abandoning what is in flight: %s", reason, report.listing(self.drain.jobs()) or "nothing")
+        LOG.warning("%s: abandoning what is in flight: %s", reason, self.drain.listing() or "nothing")
         self.wayout.forced = True
         if self.state is State.STOPPED:
             self.wayout.expel()
             return
         self.begin(reason)
         self.event(Event.EXPIRED)
+
+    def standing(self) -> Standing:
+        """Say where the service stands, for whoever asks through the control socket."""
+        now, options, gate = self.setting.now(), self.setting.options, self.wayout.gate
+        draining = self.state is State.DRAINING
+        began = self.setting.ledger.began
+        return Standing(
+            state=self.state,
+            since=now - self._since,
+            reason=self._reason,
+            status=self.setting.shown(self._status),
+            drain_age=None if began is None else self.setting.ledger.clock() - began,
+            drain_left=None if not draining or options.drain_timeout is None else options.drain_timeout - (now - self._since),
+            exit_left=options.exit_timeout - (now - self._since) if self.state is State.STOPPED else None,
+            extension=None if self.extender.until is None else self.extender.until - now,
+            abandoned=len(self.drain.limits.abandoned),
+            signals=effects(
+                self.state,
+                taken=(lambda _: False) if gate is None else gate.holds_name,
+                interrupted=self._interrupted is not None,
+                reloads=bool(self.notifier) or self.setting.hooks.has("reload"),
+            ),
+            workers=self.crew(),
+        )
 
     # -- start and reload ----------------------------------------------------------------------------------------------
 
@@ -318,6 +364,7 @@ class Engine:
     def reload(self, waiter: Callable[[str], object]) -> None:
         """Reload; `waiter` is told how it ended: "" for well, else the reason."""
         if self.setting.ledger.began is not None:
+            self.tally.reloads[verdict(report.NO_RELOAD)] += 1
             waiter(report.NO_RELOAD)
             return
         self._reload_waiters.append(waiter)
@@ -357,6 +404,7 @@ class Engine:
     def _reloaded(self, reason: str) -> None:
         if reason:
             LOG.error("the reload failed, the old state is kept: %s", reason, extra=journal.record("reload-failed", reason=reason))
+        self.tally.reloads[verdict(reason)] += 1
         waiters, self._reloading = self._reloading, []  # before the event, which may begin the next reload
         self._reload_error = reason
         self.event(Event.RELOADED)
@@ -365,6 +413,7 @@ class Engine:
 
     def _refuse_reloads(self) -> None:
         """Answer, when the drain has cut in, everybody who waits for a reload, in work or queued."""
+        self.tally.reloads[verdict(report.NO_RELOAD)] += len(self._reload_waiters)  # the one in work is counted when it ends
         waiters, self._reloading, self._reload_waiters = self._reloading + self._reload_waiters, [], []
         for waiter in waiters:
             waiter(report.NO_RELOAD)
@@ -384,6 +433,7 @@ class Engine:
         self.drain.run(self._reason)
 
     def _release(self) -> None:
+        self.tally.stopped = self.setting.ledger.clock()
         self.drain.end()
         self.wayout.begin(abandoned=bool(self.drain.limits.abandoned))
 

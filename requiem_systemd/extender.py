@@ -30,6 +30,7 @@ class Extender:
         self._setting = setting
         self._guard: Guard | None = None
         self._extending = False
+        self.until: float | None = None  # what the manager was asked for runs out, if it was told
 
     def open(self) -> None:
         """Prepare to see the manager reload itself: what a drain needs is loaded before the release can have been deleted."""
@@ -44,12 +45,14 @@ class Extender:
     def begin(self) -> None:
         """Extend from the next tick on; the first extension goes with the datagram that began it."""
         self._extending = True
+        self._asked()
         self._setting.loop.alarm(self._tick, self._setting.now() + self._every())
         self._watch()
 
     def end(self) -> None:
         """The state lasts: extend no longer."""
         self._extending = False
+        self.until = None
         self._setting.loop.cancel(self._tick)
         fd = self._guard.unwatch() if self._guard is not None else None
         if fd is not None:
@@ -66,7 +69,12 @@ class Extender:
     def _tick(self) -> None:
         if self._extending:
             told = self._setting.notifier.tell(**FIRST) or not self._setting.notifier
+            if told:
+                self._asked()
             self._setting.loop.alarm(self._tick, self._setting.now() + (self._every() if told else AGAIN))
+
+    def _asked(self) -> None:
+        self.until = self._setting.now() + EXTENSION if self._setting.notifier else None
 
     def _every(self) -> float:
         return EVERY if self._setting.is_main() else EVERY_OF_WORKER

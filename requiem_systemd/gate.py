@@ -132,6 +132,10 @@ class Gate:
         """Say whether this signal is one that was taken."""
         return number in self._previous
 
+    def holds_name(self, name: str) -> bool:
+        """Say the same of a signal's name."""
+        return any(name_of(number) == name for number in self._previous)
+
     def is_ours(self, number: int) -> bool:
         """Say whether our handler stands at this signal."""
         return signal.getsignal(number) is self._bound

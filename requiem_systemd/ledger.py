@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from requiem_systemd.errors import DrainingError
 
+# How often to try to look at the beginning of a dict that others change.
+OLDEST_TRIES: Final = 20
 JOB: Final = "job"
 REQUEST: Final = "request"
 CONNECTION: Final = "connection"
@@ -51,6 +54,10 @@ class More:
             self.drain_timeout = drain_timeout
         if heartbeat_timeout is not None:
             self.heartbeat_timeout = heartbeat_timeout
+
+    def limit(self, request_timeout: float) -> float | None:
+        """Return how long this may hold a drain, in seconds; None: as long as it likes."""
+        return request_timeout if self.drain_timeout is None and self.kind in BOUNDED else self.drain_timeout
 
     def let_go(self, owner: object) -> None:
         """Hear, in the engine's thread, that `request_timeout` has passed; `owner` is the thread's ident or the task inside."""
@@ -228,9 +235,7 @@ class Ledger:
             if more is None:
                 continue
             since = max(began, start)
-            limit = more.drain_timeout
-            if limit is None and more.kind in BOUNDED:
-                limit = request_timeout
+            limit = more.limit(request_timeout)
             if limit is not None and now >= since + limit:
                 (released if more.kind in BOUNDED else abandoned).append(entry)
                 continue
@@ -247,6 +252,15 @@ class Ledger:
     def entries(self) -> list[tuple[Entry, float]]:
         """Return what is in flight with its start times, oldest first."""
         return list(self.live.items())
+
+    def oldest(self, most: int) -> list[tuple[Entry, float]]:
+        """Return the first so many of `entries`, at the cost of these, however many there are."""
+        for _ in range(OLDEST_TRIES):
+            try:
+                return list(islice(self.live.items(), most))
+            except RuntimeError:  # it has changed meanwhile
+                continue
+        return self.entries()[:most]
 
 
 def _ignored(alert: bool) -> None:  # noqa: FBT001 - a callback's one argument

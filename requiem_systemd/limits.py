@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from requiem_systemd import journal, report
@@ -12,7 +12,7 @@ from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.ledger import Entry, More
 from requiem_systemd.protocol import duration, usec
 from requiem_systemd.setting import Setting
-from requiem_systemd.stacks import describe, stack, task_of
+from requiem_systemd.stacks import TaskIndex, describe, stack, task_of
 
 LOG: Final = logging.getLogger("requiem_systemd")
 # Of a drain that abandons thousands, so many get a record of their own: the journal limits a service's rate.
@@ -33,11 +33,11 @@ class Limits:
         self.abandoned: tuple[JobInfo, ...] = ()
         self.owners: set[object] = set()
 
-    def info(self, entry: Entry) -> JobInfo:
-        """Show one entry as it stands."""
+    def info(self, entry: Entry, find: Callable[[Entry], object] = task_of) -> JobInfo:
+        """Show one entry as it stands; `find`: `task_of`."""
         ledger = self._setting.ledger
         now = ledger.clock()
-        return describe(entry, now - ledger.live.get(entry, now), self._setting.options.redact)
+        return describe(entry, now - ledger.live.get(entry, now), self._setting.options.redact, find)
 
     def check(self) -> None:
         """See what has run out, and set the alarm for what is next."""
@@ -58,9 +58,10 @@ class Limits:
         """Apply them no longer."""
         self._setting.loop.cancel(self.check)
 
-    def abandon(self, entries: Iterable[Entry]) -> None:
+    def abandon(self, entries: Sequence[Entry]) -> None:
         """Name what is abandoned, with its stacks: the first twenty one by one, then the sum."""
-        found = [(self.info(entry), task_of(entry)) for entry in entries]
+        index = TaskIndex(entries)  # one pass over the tasks for all, not one for each
+        found = [(self.info(entry, index.task_of), index.task_of(entry)) for entry in entries]
         self.abandoned += tuple(info for info, _ in found)
         self.owners.update(owner for _, owner in found)
         for info, owner in found[:RECORDS_MAX]:

@@ -24,7 +24,7 @@ TEXT_MAX: Final = 1024
 TAKEN: Final = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID", "WATCHDOG_USEC", "REQUIEM_WORKER", "REQUIEM_WORKER_PID", "REQUIEM_MANAGER")
 
 # What a primary's manager told it, and a worker inherits.
-_PRIMARYS: Final = frozenset(("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID", "RUNTIME_DIRECTORY", "container", "MANAGERPID"))
+_PRIMARYS: Final = frozenset(("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID", "container", "MANAGERPID"))
 
 _KEY: Final = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")

@@ -10,6 +10,8 @@ from requiem_systemd.ledger import HOOK, JOB, WORKER
 from requiem_systemd.protocol import clean, duration
 from requiem_systemd.stacks import brief
 
+# So many jobs are listed in one line.
+LISTED: Final = 20
 # How a reload ends that a drain cuts into.
 NO_RELOAD: Final = "the service is draining: nothing is reloaded any more"
 
@@ -48,10 +50,11 @@ def exiting(elapsed: float, thread: str, place: str) -> str:
     return f"Exiting {duration(elapsed)}: {thread}" + (f" in {function}" if function else "")
 
 
-def listing(jobs: Sequence[JobInfo], most: int = 20) -> str:
-    """List jobs in one line, the oldest first."""
-    shown = ", ".join(brief(job) for job in jobs[:most])
-    return shown + (f" and {len(jobs) - most} more" if len(jobs) > most else "")
+def listing(jobs: Sequence[JobInfo], count: int = 0) -> str:
+    """List jobs in one line, the oldest first; `count`: how many there are in all, if these are not all."""
+    shown = ", ".join(brief(job) for job in jobs[:LISTED])
+    more = max(count, len(jobs)) - min(len(jobs), LISTED)
+    return shown + (f" and {more} more" if more > 0 else "")
 
 
 def health_path(path: str | None) -> str | None:

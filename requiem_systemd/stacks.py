@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Final
 
@@ -73,6 +74,45 @@ def task_of(entry: Entry) -> object:
     return owner if current is None else current
 
 
+class TaskIndex:
+    """The tasks that are inside of many entries' `with`, found in one pass; `late` says when to look no further."""
+
+    def __init__(self, entries: Iterable[Entry], late: Callable[[], bool] = bool) -> None:
+        by_thread: dict[int, list[Entry]] = {}
+        for entry in entries:
+            if isinstance(owner := getattr(entry, "owner", None), int):
+                by_thread.setdefault(owner, []).append(entry)
+        self._found: dict[int, object] = {}
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is None:
+            return
+        for ident, own in by_thread.items():
+            loop = _loop_of(ident) or next(filter(None, (getattr(entry.extra(), "loop", None) for entry in own)), None)
+            if loop is not None and not late():
+                self._look(asyncio, loop, {id(entry) for entry in own}, late)
+
+    def _look(self, asyncio: Any, loop: Any, wanted: set[int], late: Callable[[], bool]) -> None:
+        current = asyncio.current_task(loop)
+        if current is not None:
+            self._found.update(dict.fromkeys(wanted, current))
+        try:
+            tasks = asyncio.all_tasks(loop)
+        except RuntimeError:  # they come and go faster than they can be listed from this thread
+            return
+        for task in tasks:
+            if late():
+                return
+            for awaited in _awaited(task):
+                for thing in gc.get_referents(awaited):
+                    for number in (id(thing), id(getattr(thing, "__self__", None))):
+                        if number in wanted:
+                            self._found[number] = task
+
+    def task_of(self, entry: Entry) -> object:
+        """Return the task inside an entry, else the owner that was noted; as the function of this name does."""
+        return self._found.get(id(entry), getattr(entry, "owner", None))
+
+
 def _loop_of(ident: int) -> Any:
     """Return the event loop that a thread runs, as its frames show it.
 
@@ -131,10 +171,10 @@ def owner_name(owner: object) -> str:
     return "" if owner is None else str(owner)
 
 
-def describe(entry: Entry, age: float, redact: Any = None) -> JobInfo:
-    """Show one entry as it stands now; `redact` sees the label and the status before they leave the process."""
+def describe(entry: Entry, age: float, redact: Any = None, find: Callable[[Entry], object] = task_of) -> JobInfo:
+    """Show one entry as it stands now; `redact` sees the label and the status before they leave the process. `find`: `task_of`."""
     more = entry.extra()
-    owner = task_of(entry)
+    owner = find(entry)
     label, status = clean(entry.name), clean(more.status) if more else ""
     shown = redacted(redact, label), redacted(redact, status)
     return JobInfo(shown[0], age, owner_name(owner), shown[1], place(owner), more.kind if more else JOB)

@@ -6,10 +6,14 @@ manager, a RootDirectory=) is unknown, and nothing is said about it.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
+
+from requiem_systemd.errors import ProtocolError
+from requiem_systemd.protocol import timespan
 
 # systemd.unit(5), "Unit File Load Path": the first that has the file wins
 FOLDERS: Final = (
@@ -30,6 +34,8 @@ KEPT: Final = frozenset(
         *("Accept", "FlushPending", "Service"),
     )
 )
+# systemd-system.conf(5), DefaultTimeoutStopSec= where nobody has changed it
+STOP_TIMEOUT: Final = "90s"
 SYSTEM_SOCKET: Final = "/run/systemd/notify"
 _SERVICE: Final = re.compile(r"/([^/\n]+\.service)(?=/|$)", re.MULTILINE)
 
@@ -106,6 +112,18 @@ def _joined(text: str) -> Iterator[str]:
         yield (held + line).strip()
         held = ""
     yield held.strip()
+
+
+def stop_timeout(name: str, folders: Sequence[str] = FOLDERS) -> float | None:
+    """Return the TimeoutStopSec= of a unit in seconds, infinite for none; None where the unit's file cannot be read, or says nonsense."""
+    unit = settings(name, folders)
+    if unit is None:
+        return None
+    try:
+        seconds = timespan(unit.get("TimeoutStopSec") or unit.get("TimeoutSec") or STOP_TIMEOUT)
+    except ProtocolError:
+        return None
+    return seconds or math.inf  # systemd.service(5): 0 is the same as infinity, for historical reasons
 
 
 def _files(name: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ interface has is never changed, only added to; what must change becomes an inter
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from requiem_systemd.errors import ProtocolError
@@ -21,6 +22,7 @@ STANDARD: Final = "org.varlink.service"
 # Interface names have no underscores.
 SERVICE: Final = "io.requiem-systemd.Service"
 RELOAD_FAILED: Final = f"{SERVICE}.ReloadFailed"
+UNAVAILABLE: Final = f"{SERVICE}.Unavailable"
 
 DESCRIPTIONS: Final[Mapping[str, str]] = {
     STANDARD: """\
@@ -43,11 +45,75 @@ error InvalidParameter (parameter: string)
 # A service that drains and reloads.
 interface {SERVICE}
 
-# Reload, and answer when that has ended: with an error if it failed or cannot be done.
+# What a signal does if it comes next.
+type Effect (signal: string, effect: string)
+
+# All lengths are in seconds. lame_duck is a length, or "jobs".
+type Limits (drain_timeout: ?float, request_timeout: float, exit_timeout: float, lame_duck: string)
+
+# A worker process as its primary sees it.
+type Worker (id: int, pid: int, phase: string, status: string, jobs: int, requests: int, oldest: string)
+
+# What holds the stop. kind: job, request, connection, listener, hook, worker; once all jobs have ended, thread.
+# where: file:line:function. left: until a limit of its own lets it go, once the drain has begun. stack: innermost first.
+type Holder (
+  kind: string,
+  label: string,
+  age: float,
+  owner: string,
+  status: string,
+  where: string,
+  left: ?float,
+  stalled: bool,
+  stack: ?[]string
+)
+
+# relation: child, descendant, or orphan, whose parent has ended.
+type Process (pid: int, parent: int, name: string, state: string, age: float, relation: string)
+
+type Thread (name: string, daemon: bool, stack: []string)
+
+# Reload, and answer when that has ended: with an error if it failed or cannot be done. The unit's main process does it.
 method Reload() -> ()
+
+# Where this process stands. since: in this state. extension: until what the manager was last asked for runs out.
+# drain_left: until drain_timeout abandons what is in flight. exit_left: until exit_timeout ends the process.
+method Describe() -> (
+  unit: ?string,
+  pid: int,
+  role: string,
+  release: string,
+  state: string,
+  since: float,
+  reason: string,
+  status: string,
+  in_flight: int,
+  abandoned: int,
+  manager: bool,
+  drain_age: ?float,
+  drain_left: ?float,
+  exit_left: ?float,
+  extension: ?float,
+  limits: Limits,
+  signals: []Effect,
+  workers: []Worker
+)
+
+# What holds the stop, oldest first. omitted: so many holders more, for which there was no room. counts: of all, by kind.
+# With stacks: where each stands, and all threads.
+method InFlight(stacks: ?bool) -> (
+  holders: []Holder,
+  omitted: int,
+  counts: [string]int,
+  processes: []Process,
+  threads: []Thread
+)
 
 # The old state is kept. draining: there is no other to come, the service ends.
 error ReloadFailed (reason: string, draining: bool)
+
+# It cannot be told now, and why.
+error Unavailable (reason: string)
 """,
 }
 
@@ -91,7 +157,7 @@ def write_reply(parameters: Mapping[str, object], error: str = "") -> bytes:
 
 
 def introspect(call: Call) -> bytes:
-    """Answer what every service answers; an error for any other method."""
+    """Answer what every service answers; an error for any other method: there is none, or not in this process."""
     interface, _, method = call.method.rpartition(".")
     if interface not in DESCRIPTIONS:
         return write_reply({"interface": interface}, f"{STANDARD}.InterfaceNotFound")
@@ -105,7 +171,13 @@ def introspect(call: Call) -> bytes:
         if wanted not in DESCRIPTIONS:
             return write_reply({"interface": wanted}, f"{STANDARD}.InterfaceNotFound")
         return write_reply({"description": DESCRIPTIONS[wanted]})
-    return write_reply({"method": method}, f"{STANDARD}.MethodNotFound")
+    known = method in methods_of(DESCRIPTIONS[interface])
+    return write_reply({"method": method}, f"{STANDARD}.Method{'NotImplemented' if known else 'NotFound'}")
+
+
+def methods_of(description: str) -> list[str]:
+    """Return the methods that an interface description defines."""
+    return re.findall(r"^method +(\w+) *\(", description, re.MULTILINE)
 
 
 def _read(data: bytes) -> dict[str, Any]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # Each is a module here with `run(argv) -> exit status`.
 VERBS: Final = MappingProxyType(
     {
+        "ps": "show what is in flight in services",
+        "why": "show what holds a service's stop, where it stands, and what can be done",
         "reload": "have a service reload, wait, and say how it went",
         "serve": "run an ASGI or WSGI application, in one process or in several",
         "roll": "start a service's next generation, and have the old ones drain",

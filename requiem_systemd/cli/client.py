@@ -35,14 +35,14 @@ def peer(sock: socket.socket) -> int:
     return int(struct.unpack("3i", data)[0])
 
 
-def call(sock: socket.socket, method: str, timeout: float | None) -> tuple[str, Mapping[str, Any]]:
+def call(sock: socket.socket, method: str, timeout: float | None, **parameters: object) -> tuple[str, Mapping[str, Any]]:
     """Make one call and wait for its answer: the error's name, "" for none, and the parameters.
 
     Raises TimeoutError after `timeout` seconds, ConnectionError where the service hangs up first, ProtocolError for nonsense.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     sock.settimeout(timeout)
-    sock.sendall(varlink.write_call(method))
+    sock.sendall(varlink.write_call(method, **parameters))
     data = b""
     while b"\0" not in data:
         sock.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))

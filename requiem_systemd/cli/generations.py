@@ -102,12 +102,12 @@ class Instance(NamedTuple):
 def read(shown: str) -> list[Instance]:
     """Read the output of `systemctl show --property=PROPERTIES`, a block a unit."""
     blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n")]
-    return sorted((_instance(block) for block in blocks if "@" in block.get("Id", "")), key=_order)
+    return sorted((_instance(block) for block in blocks if "@" in block.get("Id", "")), key=lambda one: natural(one.instance))
 
 
-def _order(instance: Instance) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Sort 10 behind 9."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", instance.instance)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _instance(values: Mapping[str, str]) -> Instance:

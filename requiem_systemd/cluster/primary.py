@@ -22,6 +22,7 @@ from requiem_systemd.hooks import Hooks
 from requiem_systemd.latch import Latch
 from requiem_systemd.loop import Loop
 from requiem_systemd.service import Service
+from requiem_systemd.standing import WorkerInfo
 from requiem_systemd.wayout import EX_TEMPFAIL
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -146,6 +147,8 @@ class Primary:
         """Hold the stop for it no longer."""
         self.workers.pop(worker.id, None)
         self._name_abandoned(worker)
+        if worker.left_at is not None and self._engine is not None:
+            self._engine.tally.drained(self.loop.clock.now() - worker.left_at)
         if self.watcher is not None:
             self.watcher.ended(worker)
         self.show()
@@ -163,6 +166,11 @@ class Primary:
                 self._shown = text
                 engine.set_status(text)
 
+    def crew(self) -> list[WorkerInfo]:
+        """Tell of the workers, the oldest first; in the loop."""
+        shown = ((worker, worker.seen) for worker in self.workers.values())
+        return [WorkerInfo(worker.id, worker.pid, worker.phase.value, seen.status, seen.jobs, seen.requests, seen.oldest) for worker, seen in shown]
+
     # -- the rest ------------------------------------------------------------------------------------------------------
 
     def _attach(self) -> None:
@@ -174,6 +182,7 @@ class Primary:
         if engine is self._engine:
             return
         self._engine = engine
+        engine.crew = self.crew
         engine.begun.then(self._begun)
         engine.stopped.then(self._stopped)
         self.service.on("dead", self._see_out)

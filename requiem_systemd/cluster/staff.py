@@ -15,6 +15,7 @@ from requiem_systemd.cluster.primary import Primary
 from requiem_systemd.cluster.worker import Worker
 from requiem_systemd.errors import RequiemError
 from requiem_systemd.protocol import duration
+from requiem_systemd.tally import verdict
 
 LOG: Final = logging.getLogger("requiem_systemd")
 STARTING: Final = frozenset((Phase.FORKED, Phase.ONLINE))
@@ -197,6 +198,7 @@ class Staff:
 
     def _answer(self) -> None:
         waiters, self._waiters = self._waiters, []
+        self._primary.service.engine.tally.rolls[verdict(self._reason)] += 1
         self._primary.note = f"reload failed: {self._reason}" if self._reason and self.roll is not Roll.OVER else ""
         for waiter in waiters:
             waiter(self._reason)

@@ -63,6 +63,7 @@ class Worker:
         self.seen: Seen = Seen(Phase.FORKED)
         self.record: Record = Record(f"worker {number}", None)
         self.record.more = More(WORKER)
+        self.left_at: float | None = None  # when its drain began, if it was ready before
         self.callbacks: list[Callable[..., Any]] = []
         self._owner = owner
         self._channel: socket.socket | None = None
@@ -141,8 +142,11 @@ class Worker:
         found = LIFE.get((self.phase, said))
         if found is None:
             return False
+        served = self.phase is Phase.LISTENING
         self.phase, event = found
         self.seen = self.seen._replace(phase=self.phase)
+        if served and self.phase is Phase.LEAVING:
+            self.left_at = self._owner.loop.clock.now()
         if event:
             self._owner.told(self, event, *((self.exit_status, self.exit_signal) if event == "exit" else ()))
         return True

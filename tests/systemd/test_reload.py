@@ -267,3 +267,20 @@ def test_varlinkctl(template: Callable[..., Service], sandbox: Sandbox) -> None:
     done = sandbox.run("varlinkctl", "call", path, "io.requiem-systemd.Service.Reload", "{}", check=False)
     assert done.returncode != 0
     assert "ReloadFailed" in done.stderr
+
+
+def test_varlinkctl_asks(template: Callable[..., Service], sandbox: Sandbox) -> None:
+    """It introspects the methods that tell, and calls them."""
+    if sandbox.systemd_version < 255:
+        pytest.skip("varlinkctl came with 255")
+    unit = template("plain.service")
+    path = f"/run/{unit.name.removesuffix('.service')}/requiem"
+    interface = "io.requiem-systemd.Service"
+    text = sandbox.run("varlinkctl", "introspect", path, interface).stdout
+    assert all(f"method {name}(" in text for name in ("Reload", "Describe", "InFlight"))
+    assert all(f"type {name} (" in text or f"type {name}(" in text for name in ("Effect", "Limits", "Worker", "Holder", "Process", "Thread"))
+    described = json.loads(sandbox.run("varlinkctl", "--json=short", "call", path, f"{interface}.Describe", "{}").stdout)
+    assert (described["unit"], described["state"], described["status"]) == (unit.name, "running", "up")
+    holding = json.loads(sandbox.run("varlinkctl", "--json=short", "call", path, f"{interface}.InFlight", '{"stacks": true}').stdout)
+    assert (holding["holders"], holding["omitted"]) == ([], 0)
+    assert "MainThread" in [thread["name"] for thread in holding["threads"]]

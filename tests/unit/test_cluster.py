@@ -76,7 +76,7 @@ def test_worker_knows_its_place() -> None:
         told.runtime_directory,
         told.container,
         told.problems,
-    ) == ("fd:5", None, None, None, ())
+    ) == ("fd:5", None, "/run/x", None, ())
     assert told.above == "/run/systemd/notify"
     other = read(environ, 8)
     assert (other.worker, other.notify_socket, other.above) == (None, "/run/systemd/notify", None)

@@ -12,53 +12,20 @@ import sys
 import threading
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from requiem_systemd import control, varlink
 from requiem_systemd.errors import ReloadError
 from requiem_systemd.service import Service
+from tests.caller import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RELOAD = f"{varlink.SERVICE}.Reload"
 INFO = f"{varlink.STANDARD}.GetInfo"
-
-
-class Caller:
-    """A client that says what it likes."""
-
-    def __init__(self, path: Path) -> None:
-        """Connect."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(10)
-        self.sock.connect(str(path))
-        self._read = b""
-
-    def say(self, method: str, **more: object) -> None:
-        """Send one request."""
-        self.sock.sendall(json.dumps({"method": method, **more}).encode() + b"\0")
-
-    def hear(self) -> dict[str, Any]:
-        """Wait for one answer; empty if the service hangs up."""
-        while b"\0" not in self._read:
-            try:
-                more = self.sock.recv(65536)
-            except ConnectionResetError:
-                more = b""
-            if not more:
-                return {}
-            self._read += more
-        data, _, self._read = self._read.partition(b"\0")
-        answer: dict[str, Any] = json.loads(data)
-        return answer
-
-    def ask(self, method: str, **more: object) -> dict[str, Any]:
-        """Send one request and wait for its answer."""
-        self.say(method, **more)
-        return self.hear()
 
 
 class Reloads:
@@ -415,11 +382,28 @@ def test_missing_folder_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 
-def test_workers_have_none(tmp_path: Path) -> None:
-    """A process that is not the unit's main one opens nothing: it inherited the variable."""
+def test_workers_have_their_own(tmp_path: Path) -> None:
+    """A process that is not the unit's main one tells of itself, and reloads nothing: that would be no verdict."""
     service = arm(tmp_path, SYSTEMD_EXEC_PID="1")
-    assert list(tmp_path.iterdir()) == []
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"{control.NAME}.{os.getpid()}"
+    with contextlib.closing(Caller(path)) as caller:
+        assert caller.ask(f"{varlink.SERVICE}.Describe")["parameters"]["role"] == "process"
+        assert caller.ask(RELOAD)["error"] == f"{varlink.STANDARD}.MethodNotImplemented"
     service.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_workers_leave_nothing(tmp_path: Path) -> None:
+    """What workers that were killed left is swept when the next process comes; a living one's stays, and files that are no sockets."""
+    gone = subprocess.run((sys.executable, "-c", "import os; print(os.getpid())"), check=True, capture_output=True, text=True)
+    names = (f"{control.NAME}.{gone.stdout.strip()}", f"{control.NAME}.{os.getppid()}", f"{control.NAME}.d")
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(tmp_path / name))
+    (tmp_path / f"{control.NAME}.4000000000").write_text("no socket")
+    arm(tmp_path).close()
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], f"{control.NAME}.4000000000"}
 
 
 def test_fork_leaves_the_socket(service: Service, path: Path, caller: Caller) -> None:

@@ -131,6 +131,21 @@ print([name for name in {LAZY!r} if name in new], threading.active_count(), set(
     assert run(code) == "[] 1 set()"
 
 
+def test_arming_loads_what_it_needs() -> None:
+    """What the engine needs is loaded by whoever arms: a fork while its thread imports would leave the child with half a module."""
+    code = """
+import os, sys, tempfile
+import requiem_systemd as r
+from requiem_systemd.loop import Loop
+Loop.start = lambda self: None
+os.environ.update(RUNTIME_DIRECTORY=tempfile.gettempdir(), REQUIEM_WORKER="1:3:", REQUIEM_WORKER_PID=str(os.getpid()))
+r.initialize()
+print([name for name in ("account", "control", "channel") if f"requiem_systemd.{name}" in sys.modules], flush=True)
+os._exit(0)
+"""
+    assert run(code) == "['account', 'control', 'channel']"
+
+
 def modules_of_the_package() -> list[str]:
     """Return the names of all modules that can be imported here."""
     return [

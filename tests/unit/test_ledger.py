@@ -657,3 +657,37 @@ def test_callable_object(bare: Service) -> None:
 def test_builtin(bare: Service) -> None:
     """A builtin function can be decorated."""
     assert bare.track("length")(len)([1, 2]) == 2
+
+
+def test_oldest() -> None:
+    """The oldest few are seen without a look at the rest."""
+    ledger = Ledger()
+    records = [Record(str(number), None) for number in range(5)]
+    for record in records:
+        ledger.enter(record)
+    ledger.leave(records[0])
+    assert [entry.name for entry, _ in ledger.oldest(2)] == ["1", "2"]
+    assert ledger.oldest(100) == ledger.entries()
+
+
+def test_oldest_while_others_come_and_go() -> None:
+    """It is seen also where threads enter and leave all the time."""
+    ledger, over = Ledger(), threading.Event()
+    first = Record("first", None)
+    ledger.enter(first)
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            record = Record("other", None)
+            ledger.enter(record)
+            ledger.leave(record)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert all(ledger.oldest(3)[0][0] is first for _ in range(2000))
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()

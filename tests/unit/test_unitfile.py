@@ -107,3 +107,23 @@ def test_empty_resets_lists() -> None:
     assert (unit.last("Service", "KillMode"), unit.last("Service", "Restart")) == ("", "always")
     assert unit.all("Unit", "After") == ["a"]
     assert unit.last("Service", "Type") == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        ("TimeoutStopSec=2min 30s", 150.0),
+        ("TimeoutStopSec=2\nTimeoutStopSec=", 2.0),
+        ("TimeoutSec=7", 7.0),
+        ("TimeoutSec=7\nTimeoutStopSec=8", 8.0),
+        ("", 90.0),
+        ("TimeoutStopSec=infinity", float("inf")),
+        ("TimeoutStopSec=0", float("inf")),
+        ("TimeoutStopSec=soon", None),
+    ],
+)
+def test_stop_timeout(tmp_path: Path, lines: str, seconds: float | None) -> None:
+    """TimeoutStopSec=, else TimeoutSec=, else systemd's default; what cannot be read is unknown."""
+    write(tmp_path, "app.service", f"[Service]\n{lines}\n")
+    assert seconds == unitfile.stop_timeout("app.service", [str(tmp_path)])
+    assert unitfile.stop_timeout("other.service", [str(tmp_path)]) is None
