@@ -62,6 +62,7 @@ def _open_to_all(facts: Facts) -> Verdict:
         and not facts.container
         and facts.notify_access == "all"
         and not facts.has_children
+        and facts.get("ExitType") != "cgroup"  # a cluster's workers speak when the primary is gone
         and ("NotifyAccess=all: a child process that says STOPPING=1 ends the service")
     )
 
