@@ -218,7 +218,7 @@ def initialize(  # noqa: PLR0913 - the contract
     - `lame_duck`: how long listeners stay open after the begin; "jobs": until the jobs that were in flight have ended.
     - `exit`: whether the process leaves when all is done; None: yes, but not where the main thread is a test runner's or a shell's.
     - `exit_timeout`: how long the way out may take before it is cut short, with status 75.
-    - `health`: asked before each watchdog ping while running.
+    - `health`: asked before each watchdog ping while running; of a Cluster in each worker, and not in the primary.
     - `redact`: sees each label and status before it leaves the process.
 
     REQUIEM_DRAIN_TIMEOUT, REQUIEM_REQUEST_TIMEOUT, REQUIEM_LAME_DUCK and REQUIEM_EXIT_TIMEOUT, set by the unit as systemd.time(7)

@@ -76,9 +76,9 @@ PACKAGES: Final = {
     "conformance": ("redis-server",),
     "unit": ("redis-server",),
     "process": ("redis-server",),
-    "systemd": ("redis-server", "systemd-container"),
+    "systemd": ("nodejs", "redis-server", "systemd-container"),
     "bench": ("redis-server", "wrk"),
-    "slow": ("redis-server", "systemd-container", *PACKAGING),
+    "slow": ("nodejs", "redis-server", "systemd-container", *PACKAGING),
     "roots": ("mmdebstrap", "systemd-container"),
 }
 
@@ -90,7 +90,7 @@ SUITES: Final = {
     "forky": ('--aptopt=Acquire::Check-Valid-Until "false"',),  # mirrors of testing may lag
 }
 IN_ROOTS: Final = (
-    *("ca-certificates", "dbus", "git", "iproute2", "mount", "procps", "python3", "redis-server"),
+    *("ca-certificates", "dbus", "git", "iproute2", "mount", "nodejs", "procps", "python3", "redis-server"),
     *("systemd", "systemd-sysv", *BASE),
 )
 #: The host's ways to the network, which a root shares.

@@ -30,6 +30,8 @@ class Cluster:
 
     - A worker that dies is replaced, at once the first time, then after growing pauses. If each place has failed `max_crashes` times
       in a row and no worker lasts, the service ends, with a reason and a status other than 0.
+    - Where the unit has WatchdogSec=, a worker that is silent for as long, or whose `health` check says no, is killed by SIGABRT (`python
+      -X faulthandler` then says where it stood), and replaced.
     - A reload (SIGHUP, `requiem-systemd reload`) rolls them: new workers are started, and when each is ready the old ones drain, in
       the background. If one does not come up within `start_timeout`, the old ones stay, and the reload fails with the reason.
     - After `max_requests` requests or `max_age` seconds, less a random part of at most `jitter`, a worker is recycled: one at a time,
@@ -95,6 +97,7 @@ class Cluster:
         setting = service.engine.setting
         if setting.options.drain_timeout is not None:  # the workers' own; this process lasts until they have ended
             setting.options = setting.options._replace(drain_timeout=setting.options.drain_timeout + setting.options.exit_timeout)
+        setting.options = setting.options._replace(health=None)  # it is asked where the work is, in each worker
         staff = Staff(primary, self.plan, functools.partial(self._give_up, service))
 
         def roll() -> None:

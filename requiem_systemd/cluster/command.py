@@ -26,7 +26,7 @@ for fd in passed:
     os.close(fd)
 for number, fd in enumerate(moved, 3):
     os.dup2(fd, number)
-os.environ["LISTEN_PID"] = os.environ["REQUIEM_WORKER_PID"] = str(os.getpid())
+os.environ["LISTEN_PID"] = os.environ["REQUIEM_WORKER_PID"] = os.environ["WATCHDOG_PID"] = str(os.getpid())
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
@@ -76,14 +76,15 @@ def again(executable: str | None, orig_argv: Sequence[str], exists: Callable[[st
     return [executable, *orig_argv[1:]]
 
 
-def variables(base: Mapping[str, str], number: int, listeners: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Return a worker's environment: its number, and the names and origins of the listeners it gets."""
+def variables(base: Mapping[str, str], number: int, listeners: Sequence[tuple[str, str]], watchdog: float | None = None) -> dict[str, str]:
+    """Return a worker's environment: its number, the names and origins of the listeners it gets, and how often it is to be heard of."""
     origins = "".join(origin for _, origin in listeners)
     return {
         **base,
         "LISTEN_FDS": str(len(listeners)),
         "LISTEN_FDNAMES": ":".join(name for name, _ in listeners),
         "REQUIEM_WORKER": f"{number}:{LISTEN_FDS_START + len(listeners)}:{origins}",
+        **({"WATCHDOG_USEC": str(round(watchdog * 1e6))} if watchdog is not None else {}),
     }
 
 

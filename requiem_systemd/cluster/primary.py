@@ -96,6 +96,7 @@ class Primary:
             worker = Worker(self, self._count)
         self.service.ledger.enter(worker.record)
         try:
+            worker.watchdog = self.service.environment.watchdog
             worker.start(command.again(sys.executable, sys.orig_argv), self.service.variables(), self.service.listening.to_pass())
         except OSError as error:
             self.service.ledger.leave(worker.record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -12,6 +13,10 @@ from requiem_systemd.cluster import command
 from requiem_systemd.cluster.policy import LIFE, Phase, Said, Seen, seen
 from requiem_systemd.ledger import WORKER, More, Record
 from requiem_systemd.loop import Loop
+
+LOG: Final = logging.getLogger("requiem_systemd")
+# What SIGABRT does not end, stopped or deaf to it, SIGKILL ends.
+ABORT_WITHIN: Final = 5.0
 
 
 class Owner(Protocol):
@@ -65,9 +70,12 @@ class Worker:
         self.record.more = More(WORKER)
         self.left_at: float | None = None  # when its drain began, if it was ready before
         self.callbacks: list[Callable[..., Any]] = []
+        self.watchdog: float | None = None  # how often it is to be heard of, in seconds
+        self._hung = ""
         self._owner = owner
         self._channel: socket.socket | None = None
         self._pidfd = -1
+        self._due = 0.0
 
     def __repr__(self) -> str:
         return f"<Worker {self.id}, process {self.pid}, {self.phase.value}>"
@@ -104,7 +112,7 @@ class Worker:
     def start(self, argv: list[str], environ: Mapping[str, str], listeners: list[tuple[str, socket.socket, str]]) -> None:
         """Run the process; any thread. Raises OSError."""
         ours, theirs = channel.pair()
-        variables = command.variables(environ, self.id, [(name, origin) for name, _, origin in listeners])
+        variables = command.variables(environ, self.id, [(name, origin) for name, _, origin in listeners], self.watchdog)
         fds = [sock.fileno() for _, sock, _ in listeners]
         try:
             with theirs:
@@ -179,7 +187,31 @@ class Worker:
             if values.get(key) == "1":
                 self.step(said)
         self.seen = seen(self.phase, values, self.seen)
+        if "1" in (values.get("READY"), values.get("WATCHDOG")):
+            self._feed()
         self._owner.changed(self, packet)
+
+    # As systemd does (SERVICE_STATE_WITH_WATCHDOG): not before it is ready, for a start has a limit of its own; then to its end.
+    def _feed(self) -> None:
+        if self.watchdog is not None and self.phase in (Phase.LISTENING, Phase.LEAVING):
+            self._due = self._owner.loop.clock.now() + self.watchdog
+            self._owner.loop.alarm(self._bite, self._due)
+
+    def _bite(self) -> None:
+        due, late = self._due, self._owner.loop.clock.now() - self._due
+        self._readable()
+        if self._due > due or self._pidfd < 0 or self.watchdog is None:  # it had said something, or it has gone
+            return
+        if late > self.watchdog / 2:  # we ourselves did not run: nor, it may be, did it (SIGSTOP to all, the freezer)
+            self._feed()
+            return
+        self._hung = f"hung: its watchdog was not fed for {self.watchdog:g} s"
+        LOG.error("worker %d, process %d, %s; it is killed", self.id, self.pid, self._hung)
+        self.kill("SIGABRT")
+        self._owner.loop.alarm(self._kill, self._owner.loop.clock.now() + ABORT_WITHIN)
+
+    def _kill(self) -> None:
+        self.kill("SIGKILL")
 
     def _hang_up(self) -> None:
         sock, self._channel = self._channel, None
@@ -196,6 +228,8 @@ class Worker:
         self._readable()  # what it said last
         self._hang_up()  # its children may have the channel too
         self._owner.loop.unreader(self._pidfd)
+        self._owner.loop.cancel(self._bite)
+        self._owner.loop.cancel(self._kill)
         self.close()
         self.step(Said.ENDED)
         self._owner.ended(self)
@@ -203,5 +237,5 @@ class Worker:
     def how(self) -> str:
         """Say how it ended."""
         if self.exit_signal:
-            return f"died of {self.exit_signal}"
+            return f"{self._hung}{', and ' if self._hung else ''}died of {self.exit_signal}"
         return "ended" if self.exit_status is None else f"ended with status {self.exit_status}"

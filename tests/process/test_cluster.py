@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from requiem_systemd.testing import FakeManager
 from tests.process.conftest import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from requiem_systemd.testing import FakeManager
 
 TIMEOUT = 15.0
 
@@ -519,6 +518,66 @@ def test_worker_that_drains_unasked_is_replaced(primary: Primary) -> None:
     primary.expect("exit", 1, busy, 0)
     primary.manager.stop()
     primary.ends()
+
+
+# -- the watchdog
+
+WATCHDOG = 0.5
+
+
+@pytest.fixture
+def watched(tmp_path: Path, free_port: int) -> Iterator[Primary]:
+    """Return a primary to be started in a unit with WatchdogSec=."""
+    with FakeManager(timeout_stop=60, watchdog=WATCHDOG) as manager, contextlib.closing(Primary(manager, tmp_path, free_port)) as primary:
+        yield primary
+
+
+def test_unhealthy_worker_is_replaced(watched: Primary) -> None:
+    """A worker whose health check says no is killed within the unit's WatchdogSec=, and replaced; the primary, not asked itself, says why."""
+    health = "not cluster.is_primary() and open(os.environ['FAULT'] + '.ill').read() != str(os.getpid())"
+    ill = watched.fault.with_suffix(".ill")
+    ill.touch()
+    watched.serve(before=f"requiem.initialize(health=lambda: {health})")
+    victim, other = (watched.forked()[1] for _ in range(2))
+    ill.write_text(str(victim))
+    number = watched.expect("exit")[1]
+    assert f"exit {number} {victim} None SIGABRT" in watched.lines
+    _, pid = watched.forked()
+    watched.expect("listening", 3, pid)
+    assert {watched.ask() for _ in range(20)} <= {other, pid}
+    watched.manager.stop()
+    watched.ends()
+    assert any(f"worker {number} hung: its watchdog was not fed for 0.5 s, and died of SIGABRT: another is started" in line for line in watched.lines)
+
+
+def test_starved_worker_is_replaced(watched: Primary) -> None:
+    """A worker that does not run at all, and so is deaf to SIGABRT too, is killed and replaced."""
+    watched.serve("workers=1")
+    number, pid = watched.forked()
+    os.kill(pid, signal.SIGSTOP)
+    watched.expect("exit", number, pid, None, "SIGKILL")
+    _, pid = watched.forked()
+    watched.expect("listening", 2, pid)
+    assert pid == watched.ask()
+    watched.manager.stop()
+    watched.ends()
+
+
+def test_busy_worker_is_left_alone(watched: Primary) -> None:
+    """A job that outlasts the watchdog several times, in the drain too, is no hang."""
+    watched.serve("workers=1")
+    watched.forked()
+    pid = watched.ask("job")
+    watched.manager.stop()
+    watched.status('in them 1 job, oldest "export"')
+    fed = watched.manager.sent.count("WATCHDOG")
+    watched.manager.wait_for(lambda: watched.manager.sent.count("WATCHDOG") >= fed + 4, TIMEOUT)  # two intervals
+    watched.let_go()
+    watched.expect("exit", 1, pid, 0)
+    watched.ends()
+
+
+# -- listeners
 
 
 def test_passed_listener_is_everybodys(primary: Primary) -> None:

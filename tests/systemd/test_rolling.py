@@ -10,7 +10,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -519,67 +519,6 @@ def test_several_listeners(rolled: Setup, sandbox: Sandbox, free_port: int) -> N
 
 
 # -- any service
-
-
-@pytest.mark.timeout(60)
-def test_gunicorn(rolled: Setup, python: str, free_port: int) -> None:
-    """gunicorn, which knows nothing of the library, is rolled as it is: it says READY=1, and takes its listener from systemd."""
-    unit = rolled(None, port=free_port, **foreign(python, "gunicorn --preload --threads 2 app:app"))
-    unit.write(WSGI)
-    unit.start()
-    roll_under_load(unit, free_port, WSGI, "import nowhere")
-
-
-@pytest.mark.timeout(60)
-def test_uvicorn(rolled: Setup, python: str, free_port: int) -> None:
-    """uvicorn, which says no READY=1, is rolled with Type=exec and a probation as long as its start."""
-    command = "uvicorn --fd 3 --log-level warning app:app"
-    unit = rolled(None, port=free_port, roll="--probation 3s", Type="exec", **foreign(python, command))
-    unit.write(ASGI)
-    unit.start()
-    roll_under_load(unit, free_port, ASGI, "import nowhere")
-
-
-WSGI = """
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Length", "3"), ("Connection", "close")])
-    return [b"VERSION"]
-"""
-ASGI = """
-async def app(scope, receive, send):
-    assert scope["type"] == "http"
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
-    await send({"type": "http.response.body", "body": b"VERSION"})
-"""
-
-
-def foreign(python: str, command: str) -> dict[str, Any]:
-    """Return settings that have a server of another make serve app.py; without bytecode, which goes by whole seconds."""
-    environment = ["PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1"]
-    return {
-        "WorkingDirectory": "/srv/%p",
-        "ExecStart": ["", f"{python} -m {command}"],
-        "Environment": environment,
-        "WatchdogSec": 0,
-        "TimeoutStopSec": 10,
-        "MemoryDenyWriteExecute": "no",
-    }
-
-
-def roll_under_load(unit: Rolled, port: int, code: str, broken: str) -> None:
-    """Roll a server under 50 new connections/s, to new code, to broken code, and to new code by a restart: nothing fails."""
-    with Load(f"127.0.0.1:{port}", new=50, keep=0) as load:
-        unit.write(code, "two")
-        unit.reload()
-        unit.write(broken)
-        assert unit.command("reload").returncode != 0
-        unit.write(code, "new")
-        unit.restart()
-        figures = load.stop()
-    assert figures.failed == {}
-    assert versions(figures) == {"one", "two", "new"}
-    unit.stop()
-    assert unit.states() == {}
 
 
 QUEUE = """

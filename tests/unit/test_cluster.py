@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from requiem_systemd import Service, WorkerError
-from requiem_systemd.cluster import Cluster, Primary, command, policy
+from requiem_systemd import Service, WorkerError, channel
+from requiem_systemd.cluster import Cluster, Primary, Worker, command, policy
 from requiem_systemd.cluster.policy import LIFE, ROLLS, Phase, Roll, Said, Seen, Step, Turn
 from requiem_systemd.protocol import Place, read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 @pytest.mark.parametrize(
@@ -65,11 +66,12 @@ def test_what_cannot_be_run_again_says_why(executable: str, argv: Sequence[str],
 def test_worker_knows_its_place() -> None:
     """What a primary writes into the environment is read by its worker, and by nobody else."""
     base = {"NOTIFY_SOCKET": "/run/systemd/notify", "SYSTEMD_EXEC_PID": "1", "RUNTIME_DIRECTORY": "/run/x", "container": "lxc"}
-    environ = command.variables(base, 3, [("http", "s"), ("admin", "b")])
-    environ |= {"LISTEN_PID": "7", "REQUIEM_WORKER_PID": "7", "REQUIEM_MANAGER": "/run/systemd/notify"}
+    environ = command.variables(base, 3, [("http", "s"), ("admin", "b")], 1.5)
+    environ |= {"LISTEN_PID": "7", "REQUIEM_WORKER_PID": "7", "WATCHDOG_PID": "7", "REQUIEM_MANAGER": "/run/systemd/notify"}
     told = read(environ, 7)
     assert Place(3, 5, "sb") == told.worker
     assert told.listeners == ((3, "http"), (4, "admin"))
+    assert told.watchdog == 1.5
     assert (
         told.notify_socket,
         told.exec_pid,
@@ -79,7 +81,7 @@ def test_worker_knows_its_place() -> None:
     ) == ("fd:5", None, "/run/x", None, ())
     assert told.above == "/run/systemd/notify"
     other = read(environ, 8)
-    assert (other.worker, other.notify_socket, other.above) == (None, "/run/systemd/notify", None)
+    assert (other.worker, other.notify_socket, other.above, other.watchdog) == (None, "/run/systemd/notify", None, None)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1:2", "1:2:3:", "-1:5:", "1:5:B", "1:5:b\n"])
@@ -210,3 +212,95 @@ def test_worker_cannot_fork() -> None:
     assert not primary.is_primary()
     with pytest.raises(WorkerError, match="is_primary"):
         primary.fork()
+
+
+# -- the watchdog
+
+
+class Owned:
+    """A ready worker with a watchdog of 10 s, a clock that is set by hand, and a process that only notes what kills it."""
+
+    def __init__(self) -> None:
+        """Make the worker ready."""
+        self.time = 100.0
+        self.alarms: dict[Any, float] = {}
+        self.loop: Any = SimpleNamespace(clock=SimpleNamespace(now=lambda: self.time), alarm=self.alarms.__setitem__, cancel=self.alarms.pop)
+        self.killed: list[str] = []
+        self.worker = Worker(self, 1)
+        self.worker.watchdog = 10.0
+        vars(self.worker)["kill"] = self.killed.append  # there is no process
+        self.worker._pidfd = 99
+        ours, self.sock = channel.pair()
+        self.worker._channel = ours
+        self.say("X_REQUIEM_ONLINE=1")
+        self.say("READY=1")
+        self.worker._readable()
+
+    def say(self, text: str) -> None:
+        """Have the worker say something, which is not read yet."""
+        self.sock.send(text.encode())
+
+    def pass_to(self, time: float) -> None:
+        """Let it be a time of the clock, and make the calls that are due."""
+        self.time = time
+        for call in [call for call, when in self.alarms.items() if when <= time]:
+            del self.alarms[call]
+            call()
+
+    def told(self, worker: Worker, event: str, *arguments: object) -> None:
+        """Hear what users hear."""
+
+    def changed(self, worker: Worker, packet: channel.Packet) -> None:
+        """Hear what a worker has said."""
+
+    def dismiss(self, worker: Worker, reason: str) -> None:
+        """Have it drain."""
+
+    def ended(self, worker: Worker) -> None:
+        """Hear that its process has ended."""
+
+
+@pytest.fixture
+def owned() -> Iterator[Owned]:
+    """Return a worker that is watched."""
+    made = Owned()
+    yield made
+    made.sock.close()
+    assert made.worker._channel is not None
+    made.worker._channel.close()
+
+
+def test_silent_worker_is_killed(owned: Owned) -> None:
+    """A worker that says nothing for the length of its watchdog gets SIGABRT, and SIGKILL where that does not end it."""
+    owned.pass_to(109.9)
+    assert owned.killed == []
+    owned.pass_to(110.0)
+    assert owned.killed == ["SIGABRT"]
+    owned.pass_to(115.0)
+    assert owned.killed == ["SIGABRT", "SIGKILL"]
+
+
+def test_worker_is_not_killed_for_what_was_not_read(owned: Owned) -> None:
+    """Where the primary itself is late, it first reads what the worker has said in time."""
+    owned.say("WATCHDOG=1")
+    owned.pass_to(111.0)
+    assert owned.killed == []
+    owned.pass_to(121.0)
+    assert owned.killed == ["SIGABRT"]
+
+
+def test_nobody_is_killed_for_a_stop_of_all(owned: Owned) -> None:
+    """Where the primary did not run for long, its workers may not have run either: they get their time once more."""
+    owned.pass_to(200.0)
+    assert owned.killed == []
+    owned.pass_to(210.0)
+    assert owned.killed == ["SIGABRT"]
+
+
+def test_start_is_not_watched(owned: Owned) -> None:
+    """A worker that is not ready yet has the start's own limit."""
+    owned.worker.phase = Phase.ONLINE
+    owned.alarms.clear()
+    owned.say("WATCHDOG=1")
+    owned.worker._readable()
+    assert owned.alarms == {}
