@@ -36,10 +36,12 @@ class Drain:
         self._expired = expired
         self.begun: Latch = Latch()
         self.closing: Latch = Latch()
+        self.closed: Latch = Latch()
         self.limits: Limits = Limits(setting)
         self._began = 0.0
         self._status = ""
         self._shown = ""
+        self._shutting: set[Record] = set()
         self._lame: list[Entry] = []
         self._lame_hold: Record | None = None
 
@@ -99,6 +101,7 @@ class Drain:
         """Give the descriptors back."""
         self.begun.close()
         self.closing.close()
+        self.closed.close()
 
     # -- doors ---------------------------------------------------------------------------------------------------------
 
@@ -126,13 +129,25 @@ class Drain:
 
     def _close_doors(self) -> None:
         self.closing.set()
-        for door in self._setting.doors.close():
-            record = self._hold(f"listener {door.label}", LISTENER)
+        doors = {self._hold(f"listener {door.label}", LISTENER): door for door in self._setting.doors.close()}
+        self._shutting |= doors.keys()
+        for record, door in doors.items():
             try:
-                door.shut(functools.partial(self._setting.ledger.leave, record))
+                door.shut(functools.partial(self._has_shut, record))
             except Exception:
                 LOG.exception("%s could not be closed", record.name)
-                self._setting.ledger.leave(record)
+                self._has_shut(record)
+        self._look_at_doors()
+
+    def _has_shut(self, record: Record) -> None:
+        """Hear, in whatever thread, that a door is closed."""
+        self._shutting.discard(record)
+        self._setting.loop.post(self._look_at_doors)
+        self._setting.ledger.leave(record)
+
+    def _look_at_doors(self) -> None:
+        if not self._shutting:
+            self.closed.set()
 
     def _hold(self, name: str, kind: str) -> Record:
         record = Record(name, None)

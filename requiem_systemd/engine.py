@@ -171,6 +171,7 @@ class Engine:
         if self.setting.environment.worker is not None:
             self._channel = self._modules["channel"].Upward(self.setting.environment.worker.channel, self.loop, self._told_to_drain, self._left_alone)
             self.notifier.tell(X_REQUIEM_ONLINE=1)
+            self.drain.closed.then(lambda: self.notifier.tell(X_REQUIEM_CLOSED=1))
         if self.state is State.STARTING and not self.setting.is_worker():
             self.loop.alarm(self._missing_ready, self.setting.now() + READY_WITHIN)
         self._watchdog.begin()

@@ -19,6 +19,8 @@ from requiem_systemd.tally import verdict
 
 LOG: Final = logging.getLogger("requiem_systemd")
 STARTING: Final = frozenset((Phase.FORKED, Phase.ONLINE))
+# A roll is over when the old accept no more connections. That takes milliseconds; handlers of their `begin`, and lame ducks, take longer.
+CLOSED_WITHIN: Final = 1.0
 
 
 class Staff:
@@ -40,6 +42,8 @@ class Staff:
         self._up = False
         self._reason = ""
         self._waiters: list[Callable[[str], object]] = []
+        self._closing: list[Worker] = []  # the old that accept yet, after a roll
+        self._rolled: list[Callable[[str], object]] = []  # waiters that hear of its success then
         self._steps: dict[Step, Callable[[], object]] = {
             Step.START_ONE: lambda: self._start_new(1),
             Step.START_OTHERS: lambda: self._start_new(self.plan.workers),
@@ -90,6 +94,7 @@ class Staff:
             self._ready(worker)
         elif worker.phase is Phase.LEAVING and not worker.exited_after_disconnect and worker in self._retire:
             self._lost(worker, "drains unasked")
+        self._look_at_old()
 
     def tired(self, worker: Worker) -> None:
         """Have it recycled, in its turn."""
@@ -98,12 +103,14 @@ class Staff:
 
     def ended(self, worker: Worker) -> None:
         """See who was lost."""
+        self._look_at_old()
         self._lost(worker, worker.how())
         self._since.pop(worker, None)
         self._retire.pop(worker, None)
 
     def drain(self) -> None:
         """Do nothing more: the primary tells them all to drain."""
+        self._tell_rolled()
         self._reason = report.NO_RELOAD
         self._turn(Turn.DRAIN)
         self._primary.loop.cancel(self.look)
@@ -177,6 +184,7 @@ class Staff:
     def _exchange_all(self) -> None:
         old, self.serving, self.new = self.serving, self.new, []
         self._failures = 0
+        self._closing += old
         for worker in old:
             self._primary.dismiss(worker, "rolled")
 
@@ -200,8 +208,27 @@ class Staff:
         waiters, self._waiters = self._waiters, []
         self._primary.service.engine.tally.rolls[verdict(self._reason)] += 1
         self._primary.note = f"reload failed: {self._reason}" if self._reason and self.roll is not Roll.OVER else ""
+        if self._reason:
+            for waiter in waiters:
+                waiter(self._reason)
+            return
+        self._rolled += waiters
+        loop = self._primary.loop
+        loop.alarm(self._tell_rolled, loop.clock.now() + CLOSED_WITHIN)
+        self._look_at_old()
+
+    def _look_at_old(self) -> None:
+        """See whether the old accept no more."""
+        self._closing = [worker for worker in self._closing if not worker.closed and worker.phase is not Phase.DEAD]
+        if not self._closing:
+            self._tell_rolled()
+
+    def _tell_rolled(self) -> None:
+        self._primary.loop.cancel(self._tell_rolled)
+        self._closing = []
+        waiters, self._rolled = self._rolled, []
         for waiter in waiters:
-            waiter(self._reason)
+            waiter("")
 
     def _postpone(self) -> None:
         LOG.warning("a worker cannot be recycled, it serves on: %s", self._reason)

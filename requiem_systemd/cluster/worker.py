@@ -62,6 +62,7 @@ class Worker:
         self.id: Final[int] = number
         self.pid: int = 0
         self.exited_after_disconnect: bool = False
+        self.closed: bool = False  # it accepts no more connections, as it has said
         self.exit_status: int | None = None
         self.exit_signal: str = ""
         self.phase: Phase = Phase.FORKED
@@ -186,6 +187,7 @@ class Worker:
         for said, key in ((Said.ARMED, "X_REQUIEM_ONLINE"), (Said.READY, "READY"), (Said.STOPPING, "STOPPING")):
             if values.get(key) == "1":
                 self.step(said)
+        self.closed = self.closed or values.get("X_REQUIEM_CLOSED") == "1"
         self.seen = seen(self.phase, values, self.seen)
         if "1" in (values.get("READY"), values.get("WATCHDOG")):
             self._feed()

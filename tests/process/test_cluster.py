@@ -413,6 +413,21 @@ def test_roll(primary: Primary) -> None:
     primary.ends()
 
 
+def test_roll_ends_when_the_old_accept_no_more(primary: Primary) -> None:
+    """A reload has not succeeded before the old workers have closed their doors, also where a handler of their begin takes its time."""
+    primary.fault.write_text("requiem.on('begin', lambda: time.sleep(0.4))")
+    primary.serve()
+    for _ in range(2):
+        primary.forked()
+    primary.manager.reload()
+    primary.manager.wait_message("RELOADING")
+    new = {primary.forked()[1] for _ in range(2)}
+    primary.manager.wait_for(lambda: primary.manager.sent.count("READY") == 2)
+    assert {primary.ask() for _ in range(20)} <= new
+    primary.manager.stop()
+    primary.ends()
+
+
 def test_roll_that_fails_keeps_the_old(primary: Primary) -> None:
     """New workers that do not come up change nothing; the reload says why."""
     primary.serve()

@@ -166,14 +166,14 @@ def test_failing_send_falls_back(stream: tuple[int, int], capfd: pytest.CaptureF
     assert capfd.readouterr().err == "<3>first\n<3>second\n"
 
 
-def flood(sender: socket.socket, path: Path) -> int:
-    """Send until no more is taken: the queue is full, or (where it is long) the sender has filled its own buffer; return how many were."""
-    sender.connect(str(path))
-    sender.settimeout(0.0)
+def fill(path: str) -> int:
+    """Send datagrams by a sender of its own until none goes; return how many went."""
     sent = 0
-    with contextlib.suppress(BlockingIOError):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood, contextlib.suppress(BlockingIOError):
+        flood.connect(path)
+        flood.settimeout(0.0)
         while True:
-            sender.send(b"x")
+            flood.send(b"x")
             sent += 1
     return sent
 
@@ -185,9 +185,8 @@ def test_full_queue_falls_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         journald.bind(str(tmp_path / "socket"))
         handler = JournalHandler(kept.send, journal.connected(str(tmp_path / "socket")))
         handler.handle(logging.makeLogRecord({"msg": "room", "levelno": logging.INFO}))
-        with contextlib.ExitStack() as floods:
-            while flood(floods.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)), tmp_path / "socket"):
-                pass
+        while fill(str(tmp_path / "socket")):
+            pass  # a sender has room for fewer than the queue of a machine, 512
         handler.handle(logging.makeLogRecord({"msg": "none", "levelno": logging.INFO}))
         handler.close()
     assert [record["MESSAGE"] for record in kept.records] == ["room"]
