@@ -51,9 +51,9 @@ def served(subject: Subject, **env: str) -> Iterator[int]:
             process.terminate()
 
 
-def rate(port: int) -> float:
+def rate(port: int, connections: int = 8) -> float:
     """Return the requests a second of one second's load."""
-    command = ("wrk", "-t1", "-c8", "-d1s", f"http://127.0.0.1:{port}/")
+    command = ("wrk", "-t1", f"-c{connections}", "-d1s", f"http://127.0.0.1:{port}/")
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"Requests/sec:\s+([0-9.]+)", text)
     assert found, text
