@@ -325,7 +325,8 @@ def test_a_frameworks_handler(program: Program, place: int) -> None:
     """A handler that was there before us, or came after us, after READY=1 too, is called once, when the ledger is empty."""
     lines = ["requiem.initialize()", "start(); requiem.ready()", "time.sleep(100)"]
     lines.insert(place, "signal.signal(signal.SIGTERM, lambda *_: print('framework', len(requiem.in_flight())))")
-    program.start(JOB + "\n".join(lines))
+    program.start(JOB + "\n".join((*lines[:-1], "requiem.status('set up')", lines[-1])))
+    program.wait_for(lambda: program.manager.status == "set up")
     program.manager.stop()
     program.wait_for(lambda: "has seen the begin" in program.manager.status)
     program.manager.kill("SIGTERM")
@@ -351,12 +352,14 @@ async def main():
     requiem.ready()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, lambda: (print("framework", len(requiem.in_flight())), stop.set()))
+    requiem.status("set up")
     await stop.wait()
     print("main ends")
 
 asyncio.run(main())
 """
     )
+    program.wait_for(lambda: program.manager.status == "set up")
     program.manager.stop()
     program.wait_for(lambda: "has seen the begin" in program.manager.status)
     assert "framework" not in program.output
