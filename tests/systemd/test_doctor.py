@@ -194,14 +194,14 @@ def user(sandbox: Sandbox) -> Iterator[dict[str, str]]:
 def test_user_manager(command: Command, sandbox: Sandbox, user: dict[str, str]) -> None:
     """In a user's manager what ends that counts: its own stop timeout, and the last logout."""
     text = f"[Service]\nType=exec\nExecStart={command.python} -c pass\nTimeoutStopSec=10min\nRestart=always\n"
-    sandbox.write("/root/.config/systemd/user/mine.service", text)
+    sandbox.write("/root/.config/systemd/user/limited.service", text)
     sandbox.run("systemctl", "--user", "daemon-reload", env=user)
-    found = command.findings("--user", "mine", env=user)
+    found = command.findings("--user", "limited", env=user)
     assert set(found) == {"user-limit", "user-linger"}
     assert "2 min" in found["user-limit"]["why"]
     sandbox.write("/var/lib/systemd/linger/root", "")
     try:
-        assert set(command.findings("--user", "mine", env=user)) == {"user-limit"}
+        assert set(command.findings("--user", "limited", env=user)) == {"user-limit"}
     finally:
         sandbox.run("rm", "/var/lib/systemd/linger/root")
 

@@ -71,7 +71,7 @@ def test_generations(rolled: Setup) -> None:  # noqa: F811 - pytest's way
 @pytest.mark.timeout(120)
 def test_rolls_under_load(rolled: Setup, free_port: int) -> None:  # noqa: F811 - pytest's way
     """Asked all the time while it rolls under load: no request fails, and a draining generation tells its four kinds of jobs."""
-    code = SERVER.replace("JOBS", FOUR_JOBS)
+    code = SERVER.replace("JOBS", FOUR_JOBS.replace("SECONDS", "8"))
     unit = rolled(code, port=free_port)
     taken, kinds = [], set[str]()
     with Load(f"127.0.0.1:{free_port}", new=50, keep=50) as load:
