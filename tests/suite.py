@@ -380,7 +380,8 @@ def run_pytest(part: str, venv: Path, arguments: Sequence[str], *, name: str = "
             cacheless = ("-p", "no:cacheprovider")
             os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(cache() / "hypothesis")
         parallel = ("-n", str(PARALLEL[part])) if part in PARALLEL else ()
-        command = (str(venv / "bin" / "python"), "-m", "pytest", *cacheless, "-m", marks, *parallel, *folders, *arguments)
+        pytest = (str(venv / "bin" / "python"), "-m", "pytest", "--durations=12", *cacheless)
+        command = (*pytest, "-m", marks, *parallel, *folders, *arguments)
         say(f"{row.part}: {shlex.join(command[1:])}")
         status = subprocess.run((*command, f"--junit-xml={report}"), check=False, cwd=CHECKOUT).returncode
         if report.exists():
