@@ -50,7 +50,8 @@ def test_stops_accepting(server: Program, channel: Any) -> None:
     server.wait_for(lambda: refused(server.port), poll=True)
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary("/test/Slow")(b"0", timeout=PATIENCE)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    # What leaves before grpc's own notice (GOAWAY) has come is cancelled by its core.
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     assert "ended job" not in server.recorded
     server.ended()
 
