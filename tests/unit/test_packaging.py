@@ -66,8 +66,9 @@ def sdist(built: Path) -> list[str]:
 
 
 def modules() -> set[str]:
-    """Return the package's files in the tree."""
-    return {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    """Return the package's files in the tree; without the unit templates, which lie there too while Debian's package is built."""
+    files = (path for path in PACKAGE.rglob("*") if path.is_file())
+    return {str(path.relative_to(ROOT)) for path in files if not {"__pycache__", "units"} & set(path.relative_to(ROOT).parts)}
 
 
 def templates() -> set[str]:
