@@ -151,6 +151,8 @@ def test_stop_holds_for_the_workers_jobs(clustered: Callable[..., Cluster]) -> N
     assert (made.unit.result, made.processes()) == ("success", [])
 
 
+@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(180)
 def test_reload_under_load(clustered: Callable[..., Cluster], repetitions: int) -> None:
     """Reloads with four jobs of 8 s in flight: no request fails, every answer is new code's, every job ends."""
@@ -229,6 +231,8 @@ def test_killed_primary(clustered: Callable[..., Cluster]) -> None:
     assert made.count("job begins") == made.count("job done") == 8
 
 
+@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(60)
 def test_stop_of_what_a_killed_primary_left(clustered: Callable[..., Cluster]) -> None:
     """Workers whose primary was killed hold a stop too: past its timeout, past the watchdog's, and through a daemon-reload."""

@@ -68,6 +68,8 @@ def test_generations(rolled: Setup) -> None:  # noqa: F811 - pytest's way
     assert f"{unit.stem}.service is inactive" in stopped.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(120)
 def test_rolls_under_load(rolled: Setup, free_port: int) -> None:  # noqa: F811 - pytest's way
     """Asked all the time while it rolls under load: no request fails, and a draining generation tells its four kinds of jobs."""

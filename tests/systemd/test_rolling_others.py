@@ -46,6 +46,8 @@ def test_gunicorn(rolled: Setup, python: str, free_port: int) -> None:
     roll_under_load(unit, free_port, WSGI, "import nowhere")
 
 
+@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(60)
 def test_uvicorn(rolled: Setup, python: str, free_port: int) -> None:
     """uvicorn, which says no READY=1, is rolled with Type=exec and a probation as long as its start."""
@@ -155,6 +157,8 @@ def broker(tmp_path: Path) -> Iterator[redisserver.Server]:
         yield server
 
 
+@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(120)
 def test_rq(rolled: Setup, python: str, broker: redisserver.Server) -> None:
     """`rq worker` is rolled: the job in hand is ended by the old, the others are done by the new at once, each job once."""
