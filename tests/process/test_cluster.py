@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from requiem_systemd.protocol import TAKEN
 from requiem_systemd.testing import FakeManager
 from tests.process.conftest import ROOT
 
@@ -315,7 +316,7 @@ def test_stopped_while_workers_start(primary: Primary) -> None:
 
 def test_jobs_child_does_not_speak_for_its_worker(primary: Primary) -> None:
     """What a worker starts finds neither a manager nor a place in the cluster in its environment."""
-    code = "import os; print('child', sorted(name for name in os.environ if name.startswith(('NOTIFY', 'LISTEN', 'REQUIEM_'))))"
+    code = f"import os; print('child', sorted({set(TAKEN)!r} & os.environ.keys()))"
     primary.fault.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])")
     primary.serve("workers=1")
     primary.expect("child []")
