@@ -351,27 +351,23 @@ def test_nothing_can_be_run_again_from_a_pipe(manager: FakeManager) -> None:
 
 
 def test_killed_worker_is_replaced(primary: Primary) -> None:
-    """Within half a second of a kill -9 there are as many workers as before; only its own requests have failed."""
+    """After a kill -9 there are as many workers as before; only its own requests have failed. How soon is for tests/systemd."""
     primary.serve()
     for _ in range(2):
         primary.forked()
     with primary.connect("slow") as first, primary.connect("slow") as second:
         primary.status("2 of 2 workers: up")
         victim = primary.ask()
-        begin = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         primary.expect("exit")
         _, pid = primary.forked()
         primary.expect("listening", 3, pid)
-        taken = time.monotonic() - begin
         primary.let_go()
         answers = []
         for connection in (first, second):
             with contextlib.suppress(ConnectionResetError):
                 answers.append(connection.recv(100))
     assert str(victim).encode() not in answers
-    print(f"full strength after {taken:.3f} s")
-    assert taken < 0.5
     primary.manager.stop()
     primary.ends()
 
