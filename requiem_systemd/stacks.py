@@ -58,20 +58,7 @@ def task_of(entry: Entry) -> object:
     Asking for the running task costs as much as all of tracking (CPython 3.11 calls getpid for it), so it is found here:
     the entry, or its bound `__aexit__`, lies on the value stack of one suspended coroutine of the loop that its thread runs.
     """
-    owner = getattr(entry, "owner", None)
-    asyncio = sys.modules.get("asyncio")
-    if not isinstance(owner, int) or asyncio is None:
-        return owner
-    # A loop that is written in C (uvloop) and not run by asyncio's Runner shows no frame: a request knows its own.
-    loop = _loop_of(owner) or getattr(entry.extra(), "loop", None)
-    if loop is None:
-        return owner
-    for task in asyncio.all_tasks(loop):
-        for awaited in _awaited(task):
-            if any(thing is entry or getattr(thing, "__self__", None) is entry for thing in gc.get_referents(awaited)):
-                return task
-    current = asyncio.current_task(loop)
-    return owner if current is None else current
+    return TaskIndex((entry,)).task_of(entry)
 
 
 class TaskIndex:
@@ -87,6 +74,7 @@ class TaskIndex:
         if asyncio is None:
             return
         for ident, own in by_thread.items():
+            # A loop that is written in C (uvloop) and not run by asyncio's Runner shows no frame: a request knows its own.
             loop = _loop_of(ident) or next(filter(None, (getattr(entry.extra(), "loop", None) for entry in own)), None)
             if loop is not None and not late():
                 self._look(asyncio, loop, {id(entry) for entry in own}, late)
@@ -109,7 +97,7 @@ class TaskIndex:
                             self._found[number] = task
 
     def task_of(self, entry: Entry) -> object:
-        """Return the task inside an entry, else the owner that was noted; as the function of this name does."""
+        """Return the task inside an entry, else the owner that was noted."""
         return self._found.get(id(entry), getattr(entry, "owner", None))
 
 
