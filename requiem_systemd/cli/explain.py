@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from requiem_systemd import report
 from requiem_systemd.cli import look
-from requiem_systemd.cli.show import BOLD, RED, held, more, plain, process
+from requiem_systemd.cli.colours import plain
+from requiem_systemd.cli.show import BOLD, RED, held, more, process
 from requiem_systemd.errors import ProtocolError
 from requiem_systemd.ledger import BOUNDED
 from requiem_systemd.protocol import clean, duration, timespan
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from requiem_systemd.cli.colours import Paint
     from requiem_systemd.cli.look import Holder, Told
-    from requiem_systemd.cli.show import Paint
 
 
 def account(told: Told, now: float | None = None, paint: Paint = plain) -> list[str]:

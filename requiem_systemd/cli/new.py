@@ -14,6 +14,7 @@ import tempfile
 from typing import TYPE_CHECKING, Final
 
 from requiem_systemd.cli import templates
+from requiem_systemd.cli.colours import paint
 from requiem_systemd.cli.doctor import programs, show, sources
 from requiem_systemd.cli.doctor.rules import findings
 from requiem_systemd.cli.serve import workers
@@ -70,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     found = _look(made, user=options.user)
     _say(_told(options, files, _steps(options, folder, files), found), sys.stdout)
     if found and not options.json:
-        _say(show.as_text([(options.name, found)], color=show.wants_color(sys.stderr)), sys.stderr)
+        _say(show.as_text([(options.name, found)], paint(sys.stderr)), sys.stderr)
     return 0
 
 

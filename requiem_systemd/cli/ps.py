@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from requiem_systemd.cli import look, show, sockets
+from requiem_systemd.cli.colours import paint
 from requiem_systemd.cli.systemctl import UnavailableError
 from requiem_systemd.protocol import clean
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from requiem_systemd.cli.look import Told
-    from requiem_systemd.cli.show import Paint
 
 PARTLY: Final = 1
 UNREACHABLE: Final = 3
@@ -70,12 +70,6 @@ def guarded(verb: str, work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return PARTLY
     return status
-
-
-def paint() -> Paint:
-    """Return how to colour: on a terminal, unless NO_COLOR asks for none (https://no-color.org)."""
-    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return show.coloured if colours else show.plain
 
 
 def ask(options: argparse.Namespace, *, stacks: bool) -> list[Told]:
@@ -146,7 +140,7 @@ def _once(options: argparse.Namespace) -> int:
     if options.json:
         _write(as_json(told))
     elif told:
-        _write("\n".join(show.table(told, paint())))
+        _write("\n".join(show.table(told, paint(sys.stdout))))
     else:
         _say_nothing(user=options.user)
     return PARTLY if any(one.problem for one in told) else 0
@@ -162,7 +156,7 @@ def _watch(options: argparse.Namespace) -> int:
     try:
         while True:
             try:
-                lines = show.table(ask(options, stacks=False), paint())
+                lines = show.table(ask(options, stacks=False), paint(sys.stdout))
             except UnavailableError as error:  # it may be started yet
                 lines = [str(error)]
             _write(_CLEAR + "\n".join(fitting(lines, *shutil.get_terminal_size())), end="")

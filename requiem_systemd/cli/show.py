@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from requiem_systemd import report
 from requiem_systemd.cli import look
+from requiem_systemd.cli.colours import plain
 from requiem_systemd.protocol import clean, duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from requiem_systemd.cli.colours import Paint
     from requiem_systemd.cli.look import Holder, Told
 
 HEAD: Final = ("UNIT", "PROCESS", "STATE", "FOR", "IN FLIGHT")
@@ -20,18 +21,6 @@ HEAD: Final = ("UNIT", "PROCESS", "STATE", "FOR", "IN FLIGHT")
 MOST: Final = 20
 BOLD, DIM, RED, YELLOW = "1", "2", "31", "33"
 _COLOURS: Final = {"draining": YELLOW, "stopped": YELLOW, "reloading": YELLOW, "starting": DIM}
-Paint = Callable[[str, str], str]
-
-
-def plain(text: str, colour: str) -> str:
-    """Leave a text as it is."""
-    del colour
-    return text
-
-
-def coloured(text: str, colour: str) -> str:
-    """Colour a text for a terminal."""
-    return f"\x1b[{colour}m{text}\x1b[0m" if text else text
 
 
 def table(told: Sequence[Told], paint: Paint = plain) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Final
 
 from requiem_systemd.cli import explain, ps
+from requiem_systemd.cli.colours import paint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +61,6 @@ def _why(options: argparse.Namespace) -> int:
     if options.json:
         print(ps.as_json(told))  # noqa: T201 - what a command line is for
     else:
-        blocks = ("\n".join(explain.account(one, paint=ps.paint())) for one in told)
+        blocks = ("\n".join(explain.account(one, paint=paint(sys.stdout))) for one in told)
         print("\n\n".join(blocks))  # noqa: T201 - same
     return ps.PARTLY if any(one.problem for one in told) else 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from requiem_systemd import cli
+from requiem_systemd.cli.colours import coloured, paint, plain
 from requiem_systemd.cli.doctor import parse, programs, show, sources
 from requiem_systemd.cli.doctor.facts import Facts, Source
 from requiem_systemd.cli.doctor.finding import NOTES, SEVERITIES
@@ -406,11 +407,11 @@ def test_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal: Any = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert show.wants_color(terminal)
+    assert paint(terminal) is coloured
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not show.wants_color(terminal)
+    assert paint(terminal) is plain
     told = [("x", findings(sources.from_file(str(CORPUS / "waitress.service"))))]
-    assert "\x1b[1;31mkills\x1b[0m" in show.as_text(told, color=True)
+    assert "\x1b[1;31mkills\x1b[0m" in show.as_text(told, coloured)
 
 
 @pytest.mark.parametrize("verb", ["doctor", "new"])

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from requiem_systemd import cli, control, varlink
-from requiem_systemd.cli import explain, look, ps, show, sockets
+from requiem_systemd.cli import colours, explain, look, ps, show, sockets
 from requiem_systemd.cli.look import Told
 from requiem_systemd.service import Service
 
@@ -213,7 +214,7 @@ def test_unknown_fields_are_left_alone() -> None:
 
 def test_colours() -> None:
     """Colours change nothing but colours, and what is cut ends them."""
-    lines = show.table([told()], show.coloured)
+    lines = show.table([told()], colours.coloured)
     assert any("\x1b[" in line for line in lines)
     assert show.table([told()]) == [line.rstrip() for line in map(_without_colours, lines)]
     cut = ps.fitting(lines, 10, 100)
@@ -542,11 +543,11 @@ def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("terminal", "environ", "expected"),
     [
-        (True, {}, show.coloured),
-        (True, {"NO_COLOR": "1"}, show.plain),
-        (True, {"NO_COLOR": ""}, show.coloured),
-        (True, {"TERM": "dumb"}, show.plain),
-        (False, {}, show.plain),
+        (True, {}, colours.coloured),
+        (True, {"NO_COLOR": "1"}, colours.plain),
+        (True, {"NO_COLOR": ""}, colours.coloured),
+        (True, {"TERM": "dumb"}, colours.plain),
+        (False, {}, colours.plain),
     ],
 )
 def test_when_to_colour(monkeypatch: pytest.MonkeyPatch, terminal: bool, environ: dict[str, str], expected: object) -> None:  # noqa: FBT001 - pytest's
@@ -556,7 +557,7 @@ def test_when_to_colour(monkeypatch: pytest.MonkeyPatch, terminal: bool, environ
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
-    assert expected is ps.paint()
+    assert expected is colours.paint(sys.stdout)
 
 
 def test_example_in_help_is_true() -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Final
 
+from requiem_systemd.cli.colours import paint
 from requiem_systemd.cli.doctor import show, sources
 from requiem_systemd.cli.doctor.finding import DROPS, KILLS
 from requiem_systemd.cli.doctor.rules import findings
@@ -48,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     text = (
         json.dumps(show.as_json(told), indent=2)
         if options.json
-        else show.as_text(told, color=show.wants_color(sys.stdout))
+        else show.as_text(told, paint(sys.stdout))
     )
     if text:
         print(text)  # noqa: T201 - as above

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections import Counter
 from types import MappingProxyType
@@ -12,8 +11,8 @@ from requiem_systemd.cli.doctor.finding import DROPS, KILLS, NOTES, SEVERITIES, 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import TextIO
 
+    from requiem_systemd.cli.colours import Paint
     from requiem_systemd.cli.doctor.finding import Finding
 
 _COLORS: Final = MappingProxyType({KILLS: "1;31", DROPS: "31", WARNS: "33", NOTES: "2"})
@@ -32,15 +31,15 @@ def as_json(told: Sequence[tuple[str, Sequence[Finding]]]) -> list[dict[str, Any
     ]
 
 
-def as_text(told: Sequence[tuple[str, Sequence[Finding]]], *, color: bool) -> str:
+def as_text(told: Sequence[tuple[str, Sequence[Finding]]], paint: Paint) -> str:
     """Return what a person reads."""
-    return "\n\n".join(_unit(what, found, color=color) for what, found in told)
+    return "\n\n".join(_unit(what, found, paint) for what, found in told)
 
 
-def _unit(what: str, found: Sequence[Finding], *, color: bool) -> str:
-    lines = [_painted(f"{what}: {_summary(found)}", "1", color=color)]
+def _unit(what: str, found: Sequence[Finding], paint: Paint) -> str:
+    lines = [paint(f"{what}: {_summary(found)}", "1")]
     for one in found:
-        lines.append(f"  {_painted(one.severity, _COLORS[one.severity], color=color)}  {one.id}")
+        lines.append(f"  {paint(one.severity, _COLORS[one.severity])}  {one.id}")
         lines += _indented(one.why)
         lines += _indented(one.line, "write: ") if one.line else []
         lines += _indented(one.see, "see:   ")
@@ -62,12 +61,3 @@ def _indented(text: str, first: str = "") -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _painted(text: str, code: str, *, color: bool) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if color else text
-
-
-def wants_color(stream: TextIO) -> bool:
-    """Say whether to color: on a terminal, unless NO_COLOR is set (no-color.org) or the terminal is dumb."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
