@@ -8,7 +8,7 @@ import time
 import dramatiq
 import requiem_systemd as requiem
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import Middleware, Shutdown, ShutdownNotifications
+from dramatiq.middleware import Middleware, Shutdown
 from record import job, record
 from requiem_systemd.adapters.dramatiq import Hold
 
@@ -32,7 +32,6 @@ class Hooks(Middleware):
 broker = RedisBroker(url=os.environ["REDIS_URL"])
 broker.add_middleware(Hold())
 broker.add_middleware(Hooks())
-broker.add_middleware(ShutdownNotifications())
 dramatiq.set_broker(broker)
 
 
