@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from threading import get_ident
 from typing import Any, Final
 
 from requiem_systemd import journal
 from requiem_systemd.adapters import asgiservers
 from requiem_systemd.adapters.tasks import INSIDE, in_request, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
-from requiem_systemd.ledger import CONNECTION, JOB, REQUEST, More
+from requiem_systemd.ledger import CONNECTION, JOB, REQUEST, Whole
 from requiem_systemd.protocol import length
 from requiem_systemd.report import first_segment, health_path
 from requiem_systemd.service import Service, process
@@ -31,42 +32,38 @@ NEEDS_ASYNCIO: Final = "TrackRequests needs asyncio; start the server with an as
 _KINDS: Final = {"http": REQUEST, "websocket": CONNECTION}
 
 
-class Exchange(More):
-    """One request or WebSocket: what the ledger shows of it, and what it sends.
+class Exchange(Whole):
+    """One request or WebSocket: what the ledger has and shows of it, and what it sends.
 
-    Its label is method and route template, else method and first path segment; never its arguments. One object for all of this:
-    each that is made a request costs a percent of what a server can do.
+    Its label is method and route template, else method and first path segment; never its arguments. One object for all of this, and
+    no `__init__`: each call for a request costs a percent of what a server can do.
     """
 
+    scope: Scope
+    pass_on: Send
+    of: TrackRequests
     started: bool = False
-    _last: Awaitable[None] | None = None
     cut: Any = None
-
-    def __init__(self, kind: str, scope: Scope, send: Send, service: Service, label: Callable[[Scope], str] | None) -> None:
-        self._kind = kind
-        self._scope = scope
-        self._pass_on = send
-        self._service = service
-        self._label = label
+    _last: Awaitable[None] | None = None
 
     def __str__(self) -> str:
-        scope = self._scope
-        if self._label is not None:
-            return self._label(scope)
+        scope = self.scope
+        if self.of.label is not None:
+            return self.of.label(scope)
         route = getattr(scope.get("route"), "path", None)  # Starlette and FastAPI fill it in when they have matched
         return f"{scope.get('method', 'WEBSOCKET')} {route or first_segment(scope.get('path', ''))}"
 
     def send(self, message: Message) -> Awaitable[None]:
         """Send what the application sends; from the begin of the drain HTTP/1 answers announce the connection's end."""
         if message["type"] == "http.response.body":
-            sending = self._pass_on(message)
+            sending = self.pass_on(message)
             if "more_body" not in message or not message["more_body"]:
                 self._last = sending
             return sending
-        if self._service.draining() and message["type"] == "http.response.start" and self._scope.get("http_version", "1.1") < "2":
+        if self.of.ledger.began is not None and message["type"] == "http.response.start" and self.scope.get("http_version", "1.1") < "2":
             message["headers"] = _closing(message.get("headers", ()))
         self.started = True
-        return self._pass_on(message)
+        return self.pass_on(message)
 
     @property
     def kind(self) -> str:  # type: ignore[override] # written by nobody else
@@ -75,12 +72,17 @@ class Exchange(More):
         Seen when somebody asks: a coroutine that is over has no frame; one of our own around it would cost every request.
         """
         last = self._last
-        return self._kind if last is None or getattr(last, "cr_frame", None) is not None else JOB
+        return _KINDS[self.scope["type"]] if last is None or getattr(last, "cr_frame", None) is not None else JOB
+
+    @property
+    def owner(self) -> int:
+        """The thread that its loop runs in."""
+        return self.of.ident
 
     @property
     def loop(self) -> Any:
         """Where it runs: see stacks.task_of."""
-        return self._service.hooks.loop
+        return self.of.loop
 
     def let_go(self, owner: object) -> None:
         """Cancel it: the server would wait for it for ever."""
@@ -92,8 +94,8 @@ class Exchange(More):
     async def uncancel(self) -> None:
         """Go on after our own cancellation: answer, if nothing was answered."""
         self.cut.uncancel()
-        if not self.started and self._scope["type"] == "http":
-            await _answer(self._pass_on, 503, b"stopped\n")
+        if not self.started and self.scope["type"] == "http":
+            await _answer(self.pass_on, 503, b"stopped\n")
 
 
 class TrackRequests:
@@ -124,33 +126,40 @@ class TrackRequests:
     ) -> None:
         self.app = app
         self._health = health_path(health)
-        self._label = label
+        self.label = label
         self._tasks = tasks
         self._grace = length("keepalive_grace", keepalive_grace)
         self._service = service
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._hooks: object = None  # of the service as it was armed: a fork's child, and a closed one, has others
+        self.ledger = service.ledger
+        self.loop: Any = None
+        self.ident = 0  # of the loop's thread
         asgiservers.expect(self._start)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
-        kind = _KINDS.get(scope["type"])
-        if kind is None:
-            await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
+        kind = scope["type"]
+        if kind not in _KINDS:
+            await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
-        if scope.get("path") == self._health and kind == REQUEST:
+        if self._health is not None and kind == "http" and scope["path"] == self._health:
             await self._answer_health(send)
             return
-        if asyncio.get_running_loop() is not self._loop:
+        # asyncio.get_running_loop would tell it in one, and costs as much as a third of all this (CPython 3.11: getpid).
+        if self._service.hooks is not self._hooks or get_ident() != self.ident or self.loop.is_closed():
             self._arm()
-        exchange = Exchange(kind, scope, send, self._service, self._label)
-        hold = self._service.open(exchange, exchange)
-        try:
-            hold.__enter__()
-        except DrainingError:
-            if kind != REQUEST:
-                raise
-            await _answer(send, 503, b"stopped\n")
-            return
+        exchange = Exchange()
+        exchange.scope, exchange.pass_on, exchange.of = scope, send, self
+        ledger = self.ledger
+        ledger.live[exchange] = ledger.clock()
+        if ledger.alert:
+            try:
+                ledger.check(exchange)
+            except DrainingError:
+                if kind != "http":
+                    raise
+                await _answer(send, 503, b"stopped\n")
+                return
         token = in_request.set(INSIDE)
         try:
             await self.app(scope, receive, exchange.send)
@@ -160,7 +169,9 @@ class TrackRequests:
             await exchange.uncancel()
         finally:
             in_request.reset(token)
-            hold.__exit__(None, None, None)
+            ledger.live.pop(exchange, None)
+            if ledger.alert:
+                ledger.left(exchange, was_in=True)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -209,9 +220,9 @@ class TrackRequests:
 
     def _arm(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._loop is loop:
+        if self.loop is loop and self._service.hooks is self._hooks:
             return
-        self._loop = loop
+        self.loop, self.ident = loop, get_ident()
         try:
             self._service.arm()
         except NotMainThreadError:  # a server that runs its loop in a thread: its shutdown begins the drain
@@ -220,6 +231,7 @@ class TrackRequests:
         asgiservers.attach(self._service, loop, self._grace)
         if self._tasks:
             track_tasks(loop, self._service)
+        self._hooks = self._service.hooks
 
 
 def _in_asyncio() -> bool:

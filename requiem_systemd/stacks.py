@@ -17,6 +17,8 @@ from requiem_systemd.protocol import clean, duration
 _LIBRARY: Final = os.path.dirname(os.__file__) + os.sep
 # BaseEventLoop.run_forever, and Runner.run for loops that are not written in Python (uvloop)
 _LOOP_FUNCTIONS: Final = frozenset(("run_forever", "run"))
+# Of an entry's methods only these lie where it is entered: a request's `send` is handed on to other tasks.
+_EXITS: Final = frozenset(("__exit__", "__aexit__"))
 _HERE: Final = os.path.dirname(__file__) + os.sep
 
 
@@ -92,9 +94,10 @@ class TaskIndex:
                 return
             for awaited in _awaited(task):
                 for thing in gc.get_referents(awaited):
-                    for number in (id(thing), id(getattr(thing, "__self__", None))):
-                        if number in wanted:
-                            self._found[number] = task
+                    if getattr(thing, "__name__", "") in _EXITS:
+                        thing = getattr(thing, "__self__", thing)  # noqa: PLW2901 - what it is bound to lies there by it
+                    if id(thing) in wanted:
+                        self._found[id(thing)] = task
 
     def task_of(self, entry: Entry) -> object:
         """Return the task inside an entry, else the owner that was noted."""

@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sized
+from threading import get_ident
+from typing import Any, cast
 
 from requiem_systemd.adapters import wsgiservers
 from requiem_systemd.errors import DrainingError, NotMainThreadError
-from requiem_systemd.ledger import REQUEST, More
+from requiem_systemd.ledger import REQUEST, Whole
 from requiem_systemd.report import first_segment, health_path
 from requiem_systemd.service import Service, process
-from requiem_systemd.tracker import Hold
 
 Environ = dict[str, Any]
 Application = Callable[[Environ, Any], Iterable[bytes]]
 
 
-class RequestName:
-    """A request's label: method and first path segment; never its arguments."""
+class Answer(Whole):
+    """One request: what the ledger has and shows of it, and its answer's body, whose `close` ends it; servers call that in any case (PEP 3333).
 
-    def __init__(self, environ: Environ) -> None:
-        self._environ = environ
+    Its label is method and first path segment; never its arguments. One object for all of this, and no `__init__`: see asgi.Exchange.
+    """
+
+    environ: Environ
+    body: Iterable[bytes]
+    of: TrackRequests
+    kind: str = REQUEST
 
     def __str__(self) -> str:
-        return f"{self._environ.get('REQUEST_METHOD', '?')} {first_segment(self._environ.get('PATH_INFO', ''))}"
+        if self.of.label is not None:
+            return self.of.label(self.environ)
+        return f"{self.environ.get('REQUEST_METHOD', '?')} {first_segment(self.environ.get('PATH_INFO', ''))}"
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.body)
+
+    def __len__(self) -> int:
+        return len(cast("Sized", self.body))  # of a single piece servers make the Content-Length
+
+    def __bool__(self) -> bool:
+        return True  # an empty answer is to be closed too
+
+    def close(self) -> None:
+        """Close the body, and hold the stop no longer."""
+        try:
+            close = getattr(self.body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Hold the stop no longer."""
+        ledger = self.of.ledger
+        was_in = ledger.live.pop(self, None) is not None
+        if ledger.alert:
+            ledger.left(self, was_in=was_in)
 
 
 class TrackRequests:
@@ -45,9 +76,10 @@ class TrackRequests:
     ) -> None:
         self.app = app
         self._health = health_path(health)
-        self._label = label
+        self.label = label
         self._service = service
-        self._pid = 0  # whose first request has come
+        self._hooks: object = None  # of the service at its first request: a fork's child has others
+        self.ledger = service.ledger
         try:
             service.arm()
         except NotMainThreadError:
@@ -56,41 +88,61 @@ class TrackRequests:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Serve one request."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
+        if self._service.hooks is not self._hooks:
             wsgiservers.first_request(self._service, environ)
-        if environ.get("PATH_INFO") == self._health and self._health is not None:
+            self._hooks = self._service.hooks
+        if self._health is not None and environ.get("PATH_INFO") == self._health:
             draining = self._service.draining()
             return _answer(start_response, "503 Service Unavailable" if draining else "200 OK", b"draining\n" if draining else b"ok\n")
-        hold = self._service.open(self._label(environ) if self._label else RequestName(environ), More(REQUEST))
+        answer = Answer()
+        answer.environ, answer.of, answer.owner = environ, self, get_ident()
+        ledger = self.ledger
+        ledger.live[answer] = ledger.clock()
+        if ledger.alert:
+            try:
+                ledger.check(answer)
+            except DrainingError:
+                return _answer(start_response, "503 Service Unavailable", b"stopped\n")
         try:
-            hold.__enter__()
-        except DrainingError:
-            return _answer(start_response, "503 Service Unavailable", b"stopped\n")
-        try:
-            return _Body(self.app(environ, start_response), hold)
+            answer.body = body = self.app(environ, start_response)
         except BaseException:
-            hold.__exit__(None, None, None)
+            answer.end()
             raise
+        if type(body) is list:
+            return answer
+        return _followed(answer, body, environ.get("wsgi.file_wrapper"))
 
 
-class _Body:
-    """An answer's body, whose `close` ends the request; the server calls it in any case (PEP 3333)."""
+class _Stream:
+    """A body that has no length: servers look whether there is a `__len__`."""
 
-    def __init__(self, body: Iterable[bytes], hold: Hold) -> None:
-        self._body = body
-        self._hold = hold
+    def __init__(self, answer: Answer) -> None:
+        self.close = answer.close
+        self._body = answer.body
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._body)
 
-    def close(self) -> None:
-        try:
-            close = getattr(self._body, "close", None)
-            if close is not None:
-                close()
-        finally:
-            self._hold.__exit__(None, None, None)
+
+class _Closing:
+    """What is left to close of a body that the server has itself."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self.close = close
+
+
+def _followed(answer: Answer, body: Iterable[bytes], wrapper: object) -> Iterable[bytes]:
+    """Return what has the request end when the server closes it: of its own kind, which it may send by sendfile(2), the body itself."""
+    if isinstance(wrapper, type) and isinstance(body, wrapper):
+        theirs: Any = body  # an instance attribute: a file wrapper has a close of its own, its file's, or none
+        answer.body = cast("Iterable[bytes]", _Closing(getattr(theirs, "close", None) or _nothing))
+        theirs.close = answer.close
+        return cast("Iterable[bytes]", theirs)
+    return answer if hasattr(body, "__len__") else _Stream(answer)
+
+
+def _nothing() -> None:
+    """Do nothing: there is nothing to close."""
 
 
 def _answer(start_response: Any, status: str, body: bytes) -> list[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+from asyncio import Task
 from typing import TYPE_CHECKING, Any, Final
 
 from requiem_systemd.errors import DrainingError
@@ -66,12 +67,12 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
         return
 
     def make(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
-        return asyncio.Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
+        return Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
 
     def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
         inside = in_request.get()
-        if inside is None:
-            return make(loop, coro, **kwargs)
+        if inside is None:  # a server's own, perhaps one for each request
+            return Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
         if _is_a_servers(coro):
             token = in_request.set(None)  # nor is what it begins
             try:
