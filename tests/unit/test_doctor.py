@@ -232,6 +232,24 @@ def test_configuration_is_looked_at(tmp_path: Path, command: str, file: str, tex
     assert found(write(tmp_path / "app.service", lines)) == ids
 
 
+@pytest.mark.parametrize(
+    ("line", "ids"),
+    [
+        ("Cluster(serve, workers=4).run()", {"cluster-exit-type", "oom-stops-all"}),
+        ("requiem_systemd.cluster.Cluster(serve).run()", {"cluster-exit-type", "oom-stops-all"}),
+        ("# Cluster(serve).run(), one day", set()),
+        ("serve()", set()),
+    ],
+)
+def test_cluster_is_seen(tmp_path: Path, line: str, ids: set[str]) -> None:
+    """A program that runs a cluster of ours is told by its code; its unit needs what keeps the workers of a killed primary."""
+    write(tmp_path / "srv" / "app.py", f"import requiem_systemd\nfrom requiem_systemd import Cluster\n{line}\n")
+    text = PLAIN.replace("-m app", "app.py").replace("[Service]", f"[Service]\nKillMode=mixed\nWorkingDirectory={tmp_path}/srv")
+    assert found(write(tmp_path / "app.service", text)) == ids
+    mended = text.replace("KillMode=mixed", "KillMode=mixed\nExitType=cgroup\nNotifyAccess=all\nOOMPolicy=continue")
+    assert not found(write(tmp_path / "app.service", mended)) & {"cluster-exit-type", "cluster-unheard", "oom-stops-all"}
+
+
 def test_variables_are_options() -> None:
     """What a server takes from its environment counts as an option."""
     text = PLAIN.replace("/usr/bin/python3 -m app", "/usr/bin/env uvicorn app").replace("[Service]", "Requires=app.socket\n[Service]")
