@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE: Final = (CHECKOUT / "docs" / "containers.md").read_text(encoding="utf-8")
-GRACE: Final = 2.5
+#: Far above what the drains here take: a machine may be busy.
+GRACE: Final = 8.0
 SERVICE: Final = """
 import sys, threading, time
 import requiem_systemd as requiem
@@ -82,7 +83,7 @@ def test_jobs_are_named_before_the_kill(containers: list[Container]) -> None:
 def test_without_it_nobody_is_told(containers: list[Container]) -> None:
     """Without it the same job dies with the process, at the end of the grace period, and the log does not say so."""
     containers.append(container := Container(seconds=60))
-    assert container.terminate(GRACE) == -signal.SIGKILL
+    assert container.terminate(1.5) == -signal.SIGKILL
     assert "abandon" not in container.log
 
 
