@@ -184,8 +184,9 @@ class Engine:
             _mistake(problem)
         if self.setting.in_container():
             _mistake(
-                "a container runtime's notify socket forwards READY and WATCHDOG only: no stop is extended by it; raise the runtime's "
-                "own stop timeout (podman --stop-timeout, docker --stop-timeout, terminationGracePeriodSeconds) above the longest drain"
+                "a container runtime's notify socket forwards no extension, so that no stop is held by it; raise the runtime's own stop timeout "
+                "(podman --stop-timeout, docker --stop-timeout) and the unit's TimeoutStopSec= above the longest drain, and set "
+                "REQUIEM_DRAIN_TIMEOUT= below them, so that jobs that last longer are named before they are killed"
             )
 
     def _name_unit_mistakes(self) -> None:

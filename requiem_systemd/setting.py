@@ -43,6 +43,6 @@ class Setting:
         return self.environment.worker is not None
 
     def in_container(self) -> bool:
-        """Say whether a container runtime stands between us and a manager: it forwards READY and WATCHDOG only."""
+        """Say whether a container runtime stands between us and a manager: it forwards readiness, but no EXTEND_TIMEOUT_USEC= (docs/containers.md)."""
         socket = self.environment.notify_socket
         return bool(self.environment.container and socket and not socket.endswith("/systemd/notify"))

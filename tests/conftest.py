@@ -44,6 +44,11 @@ def repetitions(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nobody listens on."""
+    return any_port()
+
+
+def any_port() -> int:
+    """Return such a port, where a test needs several."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -76,7 +76,7 @@ PACKAGES: Final = {
     "conformance": ("redis-server",),
     "unit": ("redis-server",),
     "process": ("redis-server",),
-    "systemd": ("nodejs", "redis-server", "systemd-container"),
+    "systemd": ("haproxy", "nodejs", "redis-server", "systemd-container"),
     "bench": ("redis-server", "wrk"),
     "slow": ("nodejs", "redis-server", "systemd-container", *PACKAGING),
     "roots": ("mmdebstrap", "systemd-container"),
@@ -168,8 +168,9 @@ def install(packages: Sequence[str]) -> None:
             # The usual reason: no package lists, or old ones. If another repository fails, never mind.
             subprocess.run(("apt-get", "--quiet", "update"), check=False, env=env, stdout=subprocess.DEVNULL)
             quietly(*apt, env=env)
-    if "redis-server" in lacking and shutil.which("systemctl") is not None:
-        quietly("systemctl", "--quiet", "disable", "redis-server")
+    for service in {"haproxy", "redis-server"} & set(lacking):
+        if shutil.which("systemctl") is not None:
+            quietly("systemctl", "--quiet", "disable", service)
 
 
 def installed(package: str) -> bool:

@@ -8,18 +8,20 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from requiem_systemd.cli.colours import paint
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def say(text: str = "") -> None:
+def say(text: str = "", colour: str = "") -> None:
     """Write a line."""
-    print(f"  {text}".rstrip(), flush=True)
+    print(f"  {paint(sys.stdout)(text, colour) if colour else text}".rstrip(), flush=True)
 
 
 def title(text: str) -> None:
     """Begin a part."""
-    print(f"\n{text}", flush=True)
+    print(f"\n{paint(sys.stdout)(text, '1')}", flush=True)
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ class Demo:
     def status(self, unit: str, begin: float) -> None:
         """Show what an operator sees of a stop."""
         lines = self.box.systemctl("status", "--lines=0", unit, check=False).stdout.splitlines()
-        shown = [line.strip() for line in lines if line.lstrip().startswith(("Active:", "Status:"))]
+        shown = [line.strip().partition(" since ")[0] for line in lines if line.lstrip().startswith(("Active:", "Status:"))]
         say(f"{time.monotonic() - begin:3.0f} s  {'   '.join(shown)}")
 
     def stop(self, unit: str, *, reload_after: float | None = None) -> Stopped:
@@ -117,7 +117,7 @@ class Demo:
                     self.systemctl("daemon-reload")
         seconds = time.monotonic() - begin
         stopped = Stopped(self.jobs_done(unit), seconds, self.box.show(unit, "Result")["Result"])
-        say(f"{seconds:3.0f} s  stopped: {stopped.jobs} of {JOBS} jobs done, result: {stopped.result}")
+        say(f"{seconds:3.0f} s  stopped: {stopped.jobs} of {JOBS} jobs done, result: {stopped.result}", good(stopped.jobs == JOBS))
         return stopped
 
     def restart(self, unit: str) -> Restarted:
@@ -140,7 +140,8 @@ class Demo:
         why = ", ".join(f"{count} {kind}" for kind, count in load.outcomes.items() if kind != "answered")
         say(
             f"{seconds:3.0f} s  restarted: {load.answered} requests answered, {load.failed} failed"
-            + (f": {why}" if why else "")
+            + (f": {why}" if why else ""),
+            good(not load.failed),
         )
         return Restarted(self.jobs_done(unit), seconds, load.answered, load.failed, load.longest)
 
@@ -207,6 +208,11 @@ def table(
         say(f"{name:<30}{without:>12}{with_it:>12}")
 
 
+def good(is_good: bool) -> str:  # noqa: FBT001 - it is all there is to say
+    """Return the colour of what went well, or did not."""
+    return "32" if is_good else "31"
+
+
 def of_all(restarted: Restarted) -> str:
     """Say how many requests failed, of how many."""
     return f"{restarted.failed} of {restarted.answered + restarted.failed}"
@@ -216,7 +222,7 @@ def verdict(claims: dict[str, bool]) -> int:
     """Say what was claimed and did not happen."""
     print()
     for claim, happened in claims.items():
-        say(f"{'ok' if happened else 'NOT SO'}: {claim}")
+        say(f"{'ok' if happened else 'NOT SO'}: {claim}", good(happened))
     return int(not all(claims.values()))
 
 

@@ -117,6 +117,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         rolling=options.rolling,
         workers=int(options.workers) if options.rolling and options.workers else None,
         several=several,
+        cluster=several and program is not None and program.name == "requiem-systemd serve",
         notifies=options.type == "notify",
         pings=not own,
         user=options.user,

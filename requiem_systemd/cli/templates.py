@@ -35,6 +35,7 @@ class Wanted(NamedTuple):
     rolling: bool = False
     workers: int | None = None  # instances of a generation, if it is rolled
     several: bool = False  # processes in one unit
+    cluster: bool = False  # those are a primary and its workers, of this library's making
     notifies: bool = True  # says READY=1
     pings: bool = True  # says WATCHDOG=1
     user: bool = False
@@ -107,11 +108,7 @@ def _service(text: Text, wanted: Wanted) -> None:
     if not wanted.pings:
         text.drop("WatchdogSec")
     if wanted.several:
-        text.behind(
-            "Restart",
-            "OOMPolicy=continue",
-            "The kernel kills the worker that took too much memory, not all of them; another takes its place.",
-        )
+        _several(text, cluster=wanted.cluster)
     if wanted.home:
         text.set("ProtectHome", "read-only")
         text.comment("ProtectHome", "Below a home: the service's user must be able to read it.")
@@ -119,6 +116,24 @@ def _service(text: Text, wanted: Wanted) -> None:
         text.cut("# -- hardening")
         text.drop("After=network.target")
         text.set("WantedBy", "default.target")
+
+
+def _several(text: Text, *, cluster: bool) -> None:
+    """Have processes outlive each other; a cluster's workers also a primary that is killed, as units/cluster.service does."""
+    text.behind(
+        "Restart",
+        "OOMPolicy=continue",
+        "The kernel kills the worker that took too much memory, not all of them; another takes its place.",
+    )
+    if not cluster:
+        return
+    text.set("NotifyAccess", "all")
+    text.comment("NotifyAccess", "The primary speaks for the service; its workers too, where it has been killed, see ExitType=.")
+    text.behind(
+        "KillMode",
+        "ExitType=cgroup",
+        "Where the primary is killed its workers end their jobs, and go; only then is the unit over, and Restart= has a clean start.",
+    )
 
 
 def _socket(name: str, wanted: Wanted) -> Text:

@@ -232,6 +232,53 @@ def test_configuration_is_looked_at(tmp_path: Path, command: str, file: str, tex
     assert found(write(tmp_path / "app.service", lines)) == ids
 
 
+@pytest.mark.parametrize(
+    ("line", "ids"),
+    [
+        ("Cluster(serve, workers=4).run()", {"cluster-exit-type", "oom-stops-all"}),
+        ("requiem_systemd.cluster.Cluster(serve).run()", {"cluster-exit-type", "oom-stops-all"}),
+        ("# Cluster(serve).run(), one day", set()),
+        ("serve()", set()),
+    ],
+)
+def test_cluster_is_seen(tmp_path: Path, line: str, ids: set[str]) -> None:
+    """A program that runs a cluster of ours is told by its code; its unit needs what keeps the workers of a killed primary."""
+    write(tmp_path / "srv" / "app.py", f"import requiem_systemd\nfrom requiem_systemd import Cluster\n{line}\n")
+    text = PLAIN.replace("-m app", "app.py").replace("[Service]", f"[Service]\nKillMode=mixed\nWorkingDirectory={tmp_path}/srv")
+    assert found(write(tmp_path / "app.service", text)) == ids
+    mended = text.replace("KillMode=mixed", "KillMode=mixed\nExitType=cgroup\nNotifyAccess=all\nOOMPolicy=continue")
+    assert not found(write(tmp_path / "app.service", mended)) & {"cluster-exit-type", "cluster-unheard", "oom-stops-all"}
+
+
+DROP_INS: Final[tuple[tuple[str, str, set[str]], ...]] = (
+    ("gunicorn", "gunicorn-docs.service", set()),
+    ("gunicorn", "gunicorn-docs-19.service", set()),
+    ("uvicorn", "uvicorn-module.service", {"socket-missing"}),
+    ("uvicorn", "uvicorn-hup.service", set()),
+    ("celery", "celery-docs.service", set()),
+    ("celery", "celery-worker.service", set()),
+    ("rq", "rqworker@.service", set()),
+)
+
+
+@pytest.mark.parametrize(("drop_in", "unit", "ids"), DROP_INS, ids=[f"{one[0]}-{one[1]}" for one in DROP_INS])
+def test_drop_ins_mend(tmp_path: Path, drop_in: str, unit: str, ids: set[str]) -> None:
+    """With a drop-in of ours a unit from a server's documentation is clean, but for what no drop-in can bring: a socket."""
+    path = write(tmp_path / unit, (CORPUS / unit).read_text())
+    write(tmp_path / f"{unit}.d" / "requiem.conf", (UNITS / "drop-ins" / f"{drop_in}.conf").read_text())
+    assert {one.id for one in findings(sources.from_file(str(path))) if one.severity != NOTES} == ids
+
+
+@pytest.mark.parametrize("drop_in", ["notify-reload", "restart-pauses"])
+@pytest.mark.parametrize("unit", ["plain", "socket-activated", "cluster", "instance@", "user", "uvicorn"])
+def test_drop_ins_fit_the_templates(tmp_path: Path, drop_in: str, unit: str) -> None:
+    """The drop-ins for all kinds of units leave the templates clean."""
+    path = write(tmp_path / f"{unit}.service", (UNITS / f"{unit}.service").read_text())
+    write(tmp_path / "plain.socket", (UNITS / "plain.socket").read_text())
+    write(tmp_path / f"{unit}.service.d" / "more.conf", (UNITS / "drop-ins" / f"{drop_in}.conf").read_text())
+    assert [one for one in findings(sources.from_file(str(path))) if one.severity != NOTES] == []
+
+
 def test_variables_are_options() -> None:
     """What a server takes from its environment counts as an option."""
     text = PLAIN.replace("/usr/bin/python3 -m app", "/usr/bin/env uvicorn app").replace("[Service]", "Requires=app.socket\n[Service]")

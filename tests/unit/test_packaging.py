@@ -73,7 +73,8 @@ def modules() -> set[str]:
 
 def templates() -> set[str]:
     """Return the unit templates, where they are in the wheel."""
-    return {f"requiem_systemd/units/{path.name}" for path in (ROOT / "units").iterdir()}
+    folder = ROOT / "units"
+    return {f"requiem_systemd/units/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
 
 
 def test_wheel_holds_the_package(wheel: list[str]) -> None:

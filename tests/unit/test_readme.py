@@ -78,7 +78,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_pages_are_found() -> None:
     """The README leads to every page of docs/."""
-    linked = set(re.findall(r"\]\((docs/[^)#]+)\)", README))
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)\)", README))
     assert {page for page in PAGES if page.startswith("docs/")} == linked
 
 

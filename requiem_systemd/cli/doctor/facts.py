@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -22,6 +23,7 @@ DEFAULT_TIMEOUT: Final = 90.0  # DefaultTimeoutStopSec= of systemd-system.conf(5
 NOTIFYING: Final = frozenset(("notify", "notify-reload"))
 # What Quadlet writes into the service of a container; podman-systemd.unit(5), and its source, pkg/systemd/quadlet/quadlet.go
 _QUADLET: Final = MappingProxyType({"Type": "notify", "NotifyAccess": "all", "KillMode": "mixed"})
+_CLUSTER: Final = re.compile(r"^[^#\n]*\bCluster\(", re.MULTILINE)
 #: Sockets that many services need and that start none of them.
 _FOREIGN: Final = (
     "dbus",
@@ -203,7 +205,14 @@ class Facts:
     @cached_property
     def has_children(self) -> bool:
         """Whether work is known to be done in worker processes."""
-        return self.program is not None and programs.has_children(self.program, self.arguments)
+        return self.cluster or (self.program is not None and programs.has_children(self.program, self.arguments))
+
+    @cached_property
+    def cluster(self) -> bool:
+        """Whether it is a primary with workers of this library's making, as far as that can be seen from here."""
+        if self.program is not None and self.program.name == "requiem-systemd serve":
+            return programs.has_children(self.program, self.arguments)
+        return "requiem_systemd" in self.source.script and _CLUSTER.search(self.source.script) is not None
 
     @cached_property
     def library(self) -> bool:

@@ -71,8 +71,13 @@ def from_file(path: str, *, user: bool = False) -> Source:
         for other in _related(name, unit)
         if os.path.isfile(os.path.join(folder, other))
     }
-    mine = user or any(one in os.path.abspath(path) for one in _USER_FOLDERS)
+    mine = user or any(one in os.path.abspath(path) for one in _USER_FOLDERS) or _wanted_by_user(unit)
     return Source(name, unit, beside, user=mine, script=_script(name, unit), config=_config(name, unit))
+
+
+def _wanted_by_user(unit: Unit) -> bool:
+    """Say whether a unit is installed as a user's are: that manager has no multi-user.target."""
+    return [word for line in unit.all("Install", "WantedBy") for word in line.split()] == ["default.target"]
 
 
 def _from_files(paths: Iterable[str]) -> Unit:

@@ -67,6 +67,25 @@ def _open_to_all(facts: Facts) -> Verdict:
     )
 
 
+def _dies_with_primary(facts: Facts) -> Verdict:
+    return (
+        facts.cluster
+        and facts.get("ExitType") != "cgroup"
+        and "without ExitType=cgroup, when the primary is killed (kill -9, the kernel for want of memory) systemd kills its workers at once, with their jobs"
+    )
+
+
+def _orphans_unheard(facts: Facts) -> Verdict:
+    return (
+        facts.cluster
+        and facts.get("ExitType") == "cgroup"
+        and facts.notify_access != "all"
+        and (
+            f"NotifyAccess={facts.notify_access}: workers whose primary was killed cannot extend their drain, so that a stop, or WatchdogSec=, kills them"
+        )
+    )
+
+
 def _simple(facts: Facts) -> Verdict:
     if facts.program is None or not facts.program.notifies or facts.type not in ("simple", "exec"):
         return None
@@ -223,6 +242,8 @@ RULES: Final = (
     Rule("notify-from-behind", KILLS, _from_behind, "ExecStart= the program itself, or NotifyAccess=all", f"{_SERVICE}, NotifyAccess="),
     Rule("notify-reload-unknown", KILLS, _too_old, "Type=notify, and ExecReload=requiem-systemd reload --pid $MAINPID", f"{_SERVICE}, Type="),
     Rule("notify-all", WARNS, _open_to_all, "NotifyAccess=main", f"{_SERVICE}, NotifyAccess="),
+    Rule("cluster-exit-type", WARNS, _dies_with_primary, "ExitType=cgroup, and NotifyAccess=all", f"{_SERVICE}, ExitType="),
+    Rule("cluster-unheard", WARNS, _orphans_unheard, "NotifyAccess=all", f"{_SERVICE}, NotifyAccess="),
     Rule("type-simple", WARNS, _simple, "Type=notify", f"{_SERVICE}, Type="),
     Rule("forking-guesses", WARNS, _forks, "Type=exec, with the program in the foreground", f"{_SERVICE}, PIDFile="),
     Rule("watchdog-no-pinger", KILLS, _no_pinger, "without WatchdogSec=", f"{_SERVICE}, WatchdogSec="),
