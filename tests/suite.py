@@ -60,6 +60,8 @@ EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "conformanc
 # What newer versions of systemd do otherwise than 252; CI, which has 20 minutes, runs only this on them. `tests/run roots`: all.
 DIFFERS: Final = "(reload or reexec or units or journal or unhealthy) and not (example or rolling or cluster or queues or adapters)"
 PARTS: Final = (*EVERYTHING, "bench")
+#: Parts that are run at the same time where all of them are: they wait most of the time.
+TOGETHER: Final = ("conformance", "systemd")
 GROUPS: Final = ("tests", "frameworks", "lint", "types")
 #: Groups that do not go with the frameworks: each in `apart/GROUP` of the virtual environment, for those who put that on their path.
 APART: Final = ("arq",)
@@ -404,18 +406,15 @@ def run_pytest(part: str, venv: Path, arguments: Sequence[str], *, name: str = "
 # -- other Pythons, other systemds
 
 
-def roots(arguments: Sequence[str]) -> list[Row]:
-    """Run what is portable on other Pythons, and the tests with a real systemd on newer ones.
-
-    All at once, for they wait most of the time; each by a run of its own, whose output is shown when it has ended.
-    """
+def side_by_side(places: Sequence[str], arguments: Sequence[str]) -> list[Row]:
+    """Run parts, or what is to be run in other places, all at once; each by a run of its own, whose output is shown when it has ended."""
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(aside, place, arguments) for place in (PYTHON, *SUITES)]
+        runs = [pool.submit(aside, place, arguments) for place in places]
         return [row for run in runs for row in run.result()]
 
 
 def aside(place: str, arguments: Sequence[str]) -> list[Row]:
-    """Run what is to be run in one place, by this script."""
+    """Run one part, or what is to be run in one place, by this script."""
     begin = time.monotonic()
     with tempfile.NamedTemporaryFile(prefix="requiem-place-") as report, tempfile.TemporaryFile() as output:
         words = (sys.executable, "-B", __file__, f"--report={report.name}", f"--place={place}", *arguments)
@@ -529,12 +528,20 @@ def run_part(part: str, venv: Path, arguments: Sequence[str]) -> list[Row]:
             return [lint(venv)]
         case "types":
             return [types(venv)]
-        case "roots":
-            return roots(arguments)
+        case "roots":  # what is portable on other Pythons, and the tests with a real systemd on newer ones
+            return side_by_side((PYTHON, *SUITES), arguments)
         case place if place in (PYTHON, *SUITES):
             return at(place, arguments)
         case _:
             return [run_pytest(part, venv, arguments)]
+
+
+def batches(parts: Sequence[str]) -> list[Sequence[str]]:
+    """Return the parts in their order, with those together that are run at the same time."""
+    if not set(TOGETHER) <= set(parts):
+        return [(part,) for part in parts]
+    first, *rest = TOGETHER
+    return [TOGETHER if part == first else (part,) for part in parts if part not in rest]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -584,8 +591,8 @@ def main(argv: Sequence[str]) -> int:
             prune()
         venv = virtual_environment(("tests",) if options.report and not options.place else GROUPS)
         os.environ["PATH"] = f"{venv / 'bin'}:{os.environ['PATH']}"
-        for part in parts:
-            rows += run_part(part, venv, arguments)
+        for some in batches(parts):
+            rows += side_by_side(some, arguments) if len(some) > 1 else run_part(some[0], venv, arguments)
     except NotReadyError as error:
         say(str(error))
         rows.append(Row("preparation", "failed"))
