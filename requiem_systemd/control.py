@@ -2,13 +2,15 @@
 
 It is `requiem` in the unit's first RuntimeDirectory= (of a worker process `requiem.PID`), of mode 0600, and answers root and the
 service's own user only. What takes time is told from elsewhere, by `account`. Everything here runs in the engine's loop and never waits: a client has one request in work, of one bounded message; the next is not even read before
-its answer is gone. Who does not go on costs a slot, and the slots are few: the idle client that came first makes room.
+its answer is gone. Who does not go on costs a slot, and the slots are few: the idle client that came first makes room, and where none is
+idle, one that has asked on before it was answered.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import re
@@ -156,10 +158,13 @@ class Control:
     def _has_room(self) -> bool:
         if len(self.clients) < CLIENTS_MAX:
             return True
-        idle = next((client for client in self.clients if client.ended or not client.waiting), None)
-        if idle is not None:
-            idle.close()
-        return idle is not None
+        idle = (client for client in self.clients if client.ended or not client.waiting)
+        # As long as it finds room for its answers, one that never reads them is never idle.
+        ahead = (client for client in self.clients if client.is_ahead)
+        spare = next(itertools.chain(idle, ahead), None)
+        if spare is not None:
+            spare.close()
+        return spare is not None
 
 
 class Client:
@@ -175,6 +180,11 @@ class Client:
         self._events = 0
         self._closed = False
         self._watch()
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it asks on while a request of its is in work."""
+        return bool(self._read)
 
     def close(self) -> None:
         """Hang up."""
