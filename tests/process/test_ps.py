@@ -114,7 +114,7 @@ def test_running_and_draining(program: Program, folder: Path) -> None:
     program.wait_for(lambda: "STOPPING" in program.manager.sent)
     why = cli(folder, "why", str(folder / "requiem"))
     assert f"web, process {program.process.pid}" in why
-    assert "draining, for 0 s, begun by SIGTERM" in why
+    assert re.search(r"draining, for \d+ s, begun by SIGTERM", why)  # a slow machine takes seconds to start the command
     assert all(label in why for label in labels)
     assert re.search(rf"{re.escape(str(program._folder))}/program\.py:\d+:wait\n", why)
     assert ":steps\n" in why
