@@ -68,12 +68,15 @@ def drained(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
     found: Launch = {}
     for number, count in enumerate(rounds(repetitions)):
         with Fleet(sandbox, python, f"form{number}") as fleet:
-            for name, text in {**FORMS, **forms.ENDS}.items():
+            for name, text in FORMS.items():
                 fleet.add(name, forms.script(text), count, ExecStartPost=request if name == "asgi" else None)
+            for name, text in forms.ENDS.items():
+                fleet.add(name, forms.script(text), count, ExecStartPre=f"mkfifo {forms.FIFO}")
             for name, settings in SETTINGS.items():
                 fleet.add(name, forms.script(forms.THREADS["with"]), count, **settings)
             fleet.add("control", forms.script(CONTROL), count)
             fleet.start()
+            fleet.end(*forms.ENDS)
             fleet.stop()
             for name, ended in fleet.ended().items():
                 found.setdefault(name, []).extend(ended)
