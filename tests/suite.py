@@ -61,6 +61,8 @@ EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "conformanc
 DIFFERS: Final = "(reload or reexec or units or journal or unhealthy) and not (example or rolling or cluster or queues or adapters)"
 PARTS: Final = (*EVERYTHING, "bench")
 GROUPS: Final = ("tests", "frameworks", "lint", "types")
+#: What other Pythons get. CI, which has 20 minutes, does without the frameworks there, and without the tests with a real systemd that need them.
+ELSEWHERE: Final = ("tests",) if os.environ.get("CI") else ("tests", "frameworks")
 #: Groups that do not go with the frameworks: each in `apart/GROUP` of the virtual environment, for those who put that on their path.
 APART: Final = ("arq",)
 NEEDS_ROOT: Final = ("systemd", "roots")
@@ -581,7 +583,7 @@ def main(argv: Sequence[str]) -> int:
         if not options.report:
             install([*BASE, *(package for part in parts for package in PACKAGES.get(part, ()))])
             prune()
-        venv = virtual_environment(("tests",) if options.report and not options.place else GROUPS)
+        venv = virtual_environment(ELSEWHERE if options.report and not options.place else GROUPS)
         os.environ["PATH"] = f"{venv / 'bin'}:{os.environ['PATH']}"
         for part in parts:
             rows += run_part(part, venv, arguments)
