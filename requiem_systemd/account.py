@@ -111,27 +111,30 @@ class Account:
             answer(_hanging())
         else:
             self._waiting.append((bool(stacks), answer))
-            if self._thread is None:
-                self._look()
+            self._look()
 
     def _look(self) -> None:
+        if self._thread is not None or not self._waiting:
+            return
         stacks, _ = self._waiting[0]
         standing = self._standing()
-        exiting = standing.since if standing.state is State.STOPPED else None
+        if standing.state is State.STOPPED:  # the interpreter may finalize at any time; what then holds is threads, no user code
+            self._looked(self._message(WITHIN_ENGINE, stacks=stacks, exiting=standing.since))
+            return
         self._thread = threading.Thread(
-            target=self._run, args=(stacks, exiting), name="requiem-account", daemon=True
+            target=self._run, args=(stacks,), name="requiem-account", daemon=True
         )
         self._setting.loop.alarm(self._overdue, self._setting.now() + HANGS_AFTER)
         try:
             self._thread.start()
         except RuntimeError:  # the interpreter finalizes
-            self._looked(self._message(WITHIN_ENGINE, stacks=stacks, exiting=exiting))
+            self._looked(self._message(WITHIN_ENGINE, stacks=stacks))
 
-    def _run(self, stacks: bool, exiting: float | None) -> None:  # noqa: FBT001 - a thread's argument
-        message = self._message(WITHIN, stacks=stacks, exiting=exiting)
+    def _run(self, stacks: bool) -> None:  # noqa: FBT001 - a thread's argument
+        message = self._message(WITHIN, stacks=stacks)
         self._setting.loop.post(lambda: self._looked(message))
 
-    def _message(self, seconds: float, *, stacks: bool, exiting: float | None) -> bytes:
+    def _message(self, seconds: float, *, stacks: bool, exiting: float | None = None) -> bytes:
         try:
             return varlink.write_reply(in_flight(self._setting, seconds, stacks=stacks, exiting=exiting))
         except Exception as error:  # noqa: BLE001 - whoever asked must hear something, and the service goes on
@@ -147,8 +150,8 @@ class Account:
             return  # those who waited have been told
         _, answer = self._waiting.popleft()
         answer(message)
-        if self._waiting:
-            self._look()
+        # In a turn of its own: where the engine looks itself, it has other things to do in between.
+        self._setting.loop.alarm(self._look, self._setting.now())
 
     def _overdue(self) -> None:
         self._hangs = True

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,30 @@ def test_on_the_way_out(program: Program, folder: Path) -> None:
     assert "exit_timeout: ends the process on its way out after 100 s, in " in why
     let_go(program)
     program.ended()
+
+
+def test_no_thread_is_started_on_the_way_out(program: Program, folder: Path) -> None:
+    """Whoever asks then is told without: a thread that begins when the interpreter finalizes crashes CPython 3.11."""
+    code = """
+    import atexit
+    def watch():
+        start = threading.Thread.start
+        def told(thread):
+            print("started", thread.name, flush=True)
+            start(thread)
+        threading.Thread.start = told
+        wait()
+    atexit.register(watch)
+    requiem.initialize(exit_timeout=100)
+    requiem.ready()
+    requiem.wait()
+    """
+    program.start(JOBS + textwrap.dedent(code), RUNTIME_DIRECTORY=str(folder))
+    program.manager.stop()
+    program.wait_for(lambda: "Exiting" in program.manager.status)
+    assert ":wait\n" in cli(folder, "why", str(folder / "requiem"))
+    let_go(program)
+    assert "started" not in program.ended()
 
 
 def test_second_interrupt_is_announced(program: Program, folder: Path) -> None:
