@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from requiem_systemd import unitfile, varlink
 from requiem_systemd.jobinfo import JobInfo
@@ -46,7 +46,16 @@ THREADS: Final = 9000
 FRAMES: Final = 40
 _PLAIN: Final = More()
 
-Answer = Callable[[bytes], object]
+
+class Answer(Protocol):
+    """The way back to whoever asked."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether whoever asked is still there."""
+
+    def __call__(self, message: bytes, /) -> object:
+        """Answer, once."""
 
 
 class Account:
@@ -114,7 +123,11 @@ class Account:
             self._look()
 
     def _look(self) -> None:
-        if self._thread is not None or not self._waiting:
+        if self._thread is not None:
+            return
+        while self._waiting and not self._waiting[0][1].is_wanted:  # clients that come and go leave nobody waiting behind them
+            self._waiting.popleft()
+        if not self._waiting:
             return
         stacks, _ = self._waiting[0]
         standing = self._standing()

@@ -40,9 +40,8 @@ _NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, e
 _WORKERS: Final = re.compile(rf"{NAME}\.([0-9]{{1,10}})")
 
 Reload = Callable[[Callable[[str], object]], object]
-Answer = Callable[[bytes], object]
-# Called in the loop with the parameters; answers from any thread, once, with a message.
-Method = Callable[[Mapping[str, Any], Answer], object]
+# Called in the loop with the parameters.
+Method = Callable[[Mapping[str, Any], "Answer"], object]
 
 
 def open_for(environment: Environment, loop: Loop, reload: Reload, methods: Mapping[str, Method]) -> Control | None:
@@ -182,6 +181,11 @@ class Client:
         self._watch()
 
     @property
+    def is_there(self) -> bool:
+        """Whether it still waits for what it has asked for."""
+        return not self._closed
+
+    @property
     def is_ahead(self) -> bool:
         """Whether it asks on while a request of its is in work."""
         return bool(self._read)
@@ -245,8 +249,12 @@ class Client:
             self._answer(call, varlink.introspect(call))
             return
         self.waiting = True
+        method(call.parameters, Answer(self, call))
+
+    def answer(self, call: varlink.Call, message: bytes) -> None:
+        """Answer a request; any thread, once."""
         # Posted: the answer may come at once, and a row of requests must not nest
-        method(call.parameters, lambda message: self._control.loop.post(lambda: self._answered(call, message)))
+        self._control.loop.post(lambda: self._answered(call, message))
 
     def _answered(self, call: varlink.Call, message: bytes) -> None:
         if self._closed:
@@ -267,6 +275,23 @@ class Client:
     def _send(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._unsent = self._unsent[self.sock.send(self._unsent) :]
+
+
+class Answer:
+    """What a method is to answer by: called from any thread, once, with a message."""
+
+    def __init__(self, client: Client, call: varlink.Call) -> None:
+        self._client = client
+        self._call = call
+
+    def __call__(self, message: bytes) -> None:
+        """Answer."""
+        self._client.answer(self._call, message)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether whoever asked is still there."""
+        return self._client.is_there
 
 
 def _verdict(reason: str) -> bytes:
