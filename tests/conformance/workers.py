@@ -92,6 +92,10 @@ class Workers:
         command = (str(Path(sys.executable).with_name("celery")), "-A", "celery_app", *words)
         return subprocess.run(command, env=environment(self.broker), cwd=PROGRAMS, check=False, timeout=30, stdout=subprocess.PIPE, text=True).stdout
 
+    def let_go(self) -> None:
+        """Let the jobs end that are held."""
+        (self._folder / "record.go").touch()
+
     @property
     def recorded(self) -> list[str]:
         """What happened in any of them."""
