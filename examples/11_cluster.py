@@ -24,14 +24,18 @@ class Hello(BaseHTTPRequestHandler):
 
 if cluster.is_primary():
     worker = cluster.fork()
+    listening = threading.Event()
     cluster.on("listening", lambda _: requiem.ready("the worker listens"))
+    cluster.on("listening", lambda _: listening.set())
 
     def disconnect() -> None:
-        """Let the worker go."""
+        """Let the worker go when it has served for two seconds."""
+        listening.wait()
+        time.sleep(2)
         print("disconnecting", worker.id, flush=True)
         worker.disconnect(lambda: print("done", flush=True))
 
-    threading.Timer(2, disconnect).start()
+    threading.Thread(target=disconnect, daemon=True).start()
 else:
 
     def long_job_that_cant_be_interrupted() -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from requiem_systemd import unitfile, varlink
 from requiem_systemd.jobinfo import JobInfo
@@ -46,7 +46,16 @@ THREADS: Final = 9000
 FRAMES: Final = 40
 _PLAIN: Final = More()
 
-Answer = Callable[[bytes], object]
+
+class Answer(Protocol):
+    """The way back to whoever asked."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether whoever asked is still there."""
+
+    def __call__(self, message: bytes, /) -> object:
+        """Answer, once."""
 
 
 class Account:
@@ -111,27 +120,34 @@ class Account:
             answer(_hanging())
         else:
             self._waiting.append((bool(stacks), answer))
-            if self._thread is None:
-                self._look()
+            self._look()
 
     def _look(self) -> None:
+        if self._thread is not None:
+            return
+        while self._waiting and not self._waiting[0][1].is_wanted:  # clients that come and go leave nobody waiting behind them
+            self._waiting.popleft()
+        if not self._waiting:
+            return
         stacks, _ = self._waiting[0]
         standing = self._standing()
-        exiting = standing.since if standing.state is State.STOPPED else None
+        if standing.state is State.STOPPED:  # the interpreter may finalize at any time; what then holds is threads, no user code
+            self._looked(self._message(WITHIN_ENGINE, stacks=stacks, exiting=standing.since))
+            return
         self._thread = threading.Thread(
-            target=self._run, args=(stacks, exiting), name="requiem-account", daemon=True
+            target=self._run, args=(stacks,), name="requiem-account", daemon=True
         )
         self._setting.loop.alarm(self._overdue, self._setting.now() + HANGS_AFTER)
         try:
             self._thread.start()
         except RuntimeError:  # the interpreter finalizes
-            self._looked(self._message(WITHIN_ENGINE, stacks=stacks, exiting=exiting))
+            self._looked(self._message(WITHIN_ENGINE, stacks=stacks))
 
-    def _run(self, stacks: bool, exiting: float | None) -> None:  # noqa: FBT001 - a thread's argument
-        message = self._message(WITHIN, stacks=stacks, exiting=exiting)
+    def _run(self, stacks: bool) -> None:  # noqa: FBT001 - a thread's argument
+        message = self._message(WITHIN, stacks=stacks)
         self._setting.loop.post(lambda: self._looked(message))
 
-    def _message(self, seconds: float, *, stacks: bool, exiting: float | None) -> bytes:
+    def _message(self, seconds: float, *, stacks: bool, exiting: float | None = None) -> bytes:
         try:
             return varlink.write_reply(in_flight(self._setting, seconds, stacks=stacks, exiting=exiting))
         except Exception as error:  # noqa: BLE001 - whoever asked must hear something, and the service goes on
@@ -147,8 +163,8 @@ class Account:
             return  # those who waited have been told
         _, answer = self._waiting.popleft()
         answer(message)
-        if self._waiting:
-            self._look()
+        # In a turn of its own: where the engine looks itself, it has other things to do in between.
+        self._setting.loop.alarm(self._look, self._setting.now())
 
     def _overdue(self) -> None:
         self._hangs = True

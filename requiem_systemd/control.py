@@ -2,13 +2,15 @@
 
 It is `requiem` in the unit's first RuntimeDirectory= (of a worker process `requiem.PID`), of mode 0600, and answers root and the
 service's own user only. What takes time is told from elsewhere, by `account`. Everything here runs in the engine's loop and never waits: a client has one request in work, of one bounded message; the next is not even read before
-its answer is gone. Who does not go on costs a slot, and the slots are few: the idle client that came first makes room.
+its answer is gone. Who does not go on costs a slot, and the slots are few: the idle client that came first makes room, and where none is
+idle, one that has asked on before it was answered.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import re
@@ -38,9 +40,8 @@ _NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, e
 _WORKERS: Final = re.compile(rf"{NAME}\.([0-9]{{1,10}})")
 
 Reload = Callable[[Callable[[str], object]], object]
-Answer = Callable[[bytes], object]
-# Called in the loop with the parameters; answers from any thread, once, with a message.
-Method = Callable[[Mapping[str, Any], Answer], object]
+# Called in the loop with the parameters.
+Method = Callable[[Mapping[str, Any], "Answer"], object]
 
 
 def open_for(environment: Environment, loop: Loop, reload: Reload, methods: Mapping[str, Method]) -> Control | None:
@@ -156,10 +157,13 @@ class Control:
     def _has_room(self) -> bool:
         if len(self.clients) < CLIENTS_MAX:
             return True
-        idle = next((client for client in self.clients if client.ended or not client.waiting), None)
-        if idle is not None:
-            idle.close()
-        return idle is not None
+        idle = (client for client in self.clients if client.ended or not client.waiting)
+        # As long as it finds room for its answers, one that never reads them is never idle.
+        ahead = (client for client in self.clients if client.is_ahead)
+        spare = next(itertools.chain(idle, ahead), None)
+        if spare is not None:
+            spare.close()
+        return spare is not None
 
 
 class Client:
@@ -175,6 +179,16 @@ class Client:
         self._events = 0
         self._closed = False
         self._watch()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it still waits for what it has asked for."""
+        return not self._closed
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it asks on while a request of its is in work."""
+        return bool(self._read)
 
     def close(self) -> None:
         """Hang up."""
@@ -235,8 +249,12 @@ class Client:
             self._answer(call, varlink.introspect(call))
             return
         self.waiting = True
+        method(call.parameters, Answer(self, call))
+
+    def answer(self, call: varlink.Call, message: bytes) -> None:
+        """Answer a request; any thread, once."""
         # Posted: the answer may come at once, and a row of requests must not nest
-        method(call.parameters, lambda message: self._control.loop.post(lambda: self._answered(call, message)))
+        self._control.loop.post(lambda: self._answered(call, message))
 
     def _answered(self, call: varlink.Call, message: bytes) -> None:
         if self._closed:
@@ -257,6 +275,23 @@ class Client:
     def _send(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._unsent = self._unsent[self.sock.send(self._unsent) :]
+
+
+class Answer:
+    """What a method is to answer by: called from any thread, once, with a message."""
+
+    def __init__(self, client: Client, call: varlink.Call) -> None:
+        self._client = client
+        self._call = call
+
+    def __call__(self, message: bytes) -> None:
+        """Answer."""
+        self._client.answer(self._call, message)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether whoever asked is still there."""
+        return self._client.is_there
 
 
 def _verdict(reason: str) -> bytes:

@@ -11,12 +11,18 @@ import sys
 import threading
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
+from tests.patience import TEST
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+#: Folders of tests of real processes.
+REAL: Final = ("process", "fault", "conformance")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +39,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sandbox-python", default=sys.executable, metavar="PATH", help="the Python of units in it"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give real processes time."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in REAL and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST))
 
 
 @pytest.fixture(scope="session")

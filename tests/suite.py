@@ -63,6 +63,8 @@ PARTS: Final = (*EVERYTHING, "bench")
 #: Parts that are run at the same time where all of them are: they wait most of the time.
 TOGETHER: Final = ("conformance", "systemd")
 GROUPS: Final = ("tests", "frameworks", "lint", "types")
+#: What other Pythons get. CI, which has 20 minutes, does without the frameworks there, and without the tests with a real systemd that need them.
+ELSEWHERE: Final = ("tests",) if os.environ.get("CI") else ("tests", "frameworks")
 #: Groups that do not go with the frameworks: each in `apart/GROUP` of the virtual environment, for those who put that on their path.
 APART: Final = ("arq",)
 NEEDS_ROOT: Final = ("systemd", "roots")
@@ -589,7 +591,7 @@ def main(argv: Sequence[str]) -> int:
         if not options.report:
             install([*BASE, *(package for part in parts for package in PACKAGES.get(part, ()))])
             prune()
-        venv = virtual_environment(("tests",) if options.report and not options.place else GROUPS)
+        venv = virtual_environment(ELSEWHERE if options.report and not options.place else GROUPS)
         os.environ["PATH"] = f"{venv / 'bin'}:{os.environ['PATH']}"
         for some in batches(parts):
             rows += side_by_side(some, arguments) if len(some) > 1 else run_part(some[0], venv, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import functools
 import logging
@@ -21,6 +22,10 @@ __all__ = ["context", "shield", "track_pool"]
 
 LOG: Final = logging.getLogger("requiem_systemd")
 P = TypeVar("P")
+# multiprocessing's pools with jobs that ended in the drain. One that its owner has dropped would be ended by its own helper thread, when its last
+# job has ended, while the interpreter ends, which stops that thread halfway: "leaked semaphore objects". So it is dropped in the main thread.
+_KEPT: Final[set[Any]] = set()
+atexit.register(_KEPT.clear)
 
 
 def track_pool(pool: P, *, drain_timeout: float | None = None, service: Any = None) -> P:
@@ -182,6 +187,7 @@ class _Held(multiprocessing.pool.Pool):
         tracker = self.tracking(_label(func))
         running: Any = vars(self).setdefault("_requiem_running", {})
         running[id(tracker)] = tracker
+        weak, draining = weakref.ref(self), self.service.draining
 
         def ended(then: Any) -> Callable[[Any], None]:
             def callback(value: Any) -> None:
@@ -189,6 +195,8 @@ class _Held(multiprocessing.pool.Pool):
                     if then is not None:
                         then(value)
                 finally:
+                    if draining():
+                        _KEPT.add(weak())
                     running.pop(id(tracker), None)
                     tracker.done()
 

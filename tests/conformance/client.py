@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-from typing import Final, NamedTuple, Self
+from typing import NamedTuple, Self
 
-PATIENCE: Final = 30.0
+from tests.patience import PATIENCE
 
 
 class Response(NamedTuple):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from requiem_systemd.testing import FakeManager
 from tests.conformance import table
 from tests.conformance.client import refused
 from tests.conformance.subjects import HTTP, VARIANTS, Subject
+from tests.patience import PATIENCE, PatientManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,6 @@ CHECKOUT: Final = Path(__file__).resolve().parents[2]
 PROGRAMS: Final = Path(__file__).with_name("programs")
 # The unit's TimeoutStopSec=: what takes longer was extended for.
 TIMEOUT_STOP: Final = 2.0
-PATIENCE: Final = 40.0
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -58,10 +57,7 @@ TABLES: Final = table.Tables()
 
 @pytest.hookimpl(trylast=True)  # when the tables have taken note of all
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give real servers time; leave further ways to start the same one out of CI, which has 20 minutes: `tests/run conformance` runs all."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(120))
+    """Leave further ways to start the same one out of CI, which has 20 minutes: `tests/run conformance` runs all."""
     if not os.environ.get("CI"):
         return
     out = [item for item in items if getattr(getattr(item, "callspec", None), "params", {}).get("subject") in VARIANTS]
@@ -83,7 +79,7 @@ def tables() -> table.Tables:
 class Server:
     """One subject as a running service."""
 
-    def __init__(self, subject: Subject, manager: FakeManager, folder: Path, port: int) -> None:
+    def __init__(self, subject: Subject, manager: PatientManager, folder: Path, port: int) -> None:
         """Store; `start` acts."""
         self.subject = subject
         self.manager = manager
@@ -197,7 +193,7 @@ def wait_until(question: Callable[[], object]) -> None:
 @pytest.fixture
 def server(subject: Subject, tmp_path: Path, free_port: int) -> Iterator[Server]:
     """Return a subject, not started; it ends with the test."""
-    with FakeManager(timeout_stop=TIMEOUT_STOP, notify_access=subject.notify_access) as manager:
+    with PatientManager(timeout_stop=TIMEOUT_STOP, notify_access=subject.notify_access) as manager:
         made = Server(subject, manager, tmp_path, free_port)
         try:
             yield made

@@ -14,10 +14,10 @@ from requiem_systemd import Service
 from requiem_systemd.adapters.grpc import TrackCalls
 from tests.conformance.client import refused
 from tests.conformance.working import Program, program
+from tests.patience import PATIENCE
 
 grpc: Any = pytest.importorskip("grpc")
 PROGRAMS: Final = {"grpc": "grpc_server.py", "grpc.aio": "grpc_aio_server.py"}
-PATIENCE: Final = 30.0
 
 
 @pytest.fixture(params=PROGRAMS)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from requiem_systemd.testing import FakeManager
 from tests.conformance.client import Connection, get, refused
 from tests.conformance.conftest import TIMEOUT_STOP, Server
 from tests.conformance.subjects import Subject
+from tests.patience import PatientManager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ def make(tmp_path: Path, free_port: int) -> Iterator[Make]:
     with contextlib.ExitStack() as stack:
 
         def made(*words: str, notify_access: str = "main", config: tuple[str, ...] = HELD, bind: bool = True) -> Server:
-            manager = stack.enter_context(FakeManager(timeout_stop=TIMEOUT_STOP, notify_access=notify_access))
+            manager = stack.enter_context(PatientManager(timeout_stop=TIMEOUT_STOP, notify_access=notify_access))
             command = ("{bin}/gunicorn", "--no-control-socket", *config, *words, "wsgi_app:app")
             bound = (*command, "-b", "127.0.0.1:{port}") if bind else command
             workers = 1 if notify_access == "all" else 0  # that say by themselves that they drain

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from requiem_systemd.testing import FakeManager
 from tests.conformance.client import get, refused
 from tests.conformance.conftest import TIMEOUT_STOP, Server
 from tests.conformance.subjects import Subject
 from tests.conformance.test_http import ALARMS
+from tests.patience import PatientManager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ SUBJECTS: Final = (
 @pytest.fixture(params=SUBJECTS, ids=str)
 def running(request: pytest.FixtureRequest, tmp_path: Path, free_port: int) -> Iterator[Server]:
     """Return a subject that runs; it ends with the test."""
-    with FakeManager(timeout_stop=TIMEOUT_STOP) as manager:
+    with PatientManager(timeout_stop=TIMEOUT_STOP) as manager:
         server = Server(request.param, manager, tmp_path, free_port)
         try:
             yield server.start()

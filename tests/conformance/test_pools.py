@@ -6,6 +6,7 @@ import contextlib
 import functools
 import multiprocessing.pool
 import signal
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from requiem_systemd import Service
-from requiem_systemd.adapters.pools import track_pool
+from requiem_systemd.adapters.pools import _KEPT, track_pool
 from tests.conformance.working import Program, program
 
 KINDS: Final = (
@@ -211,6 +212,26 @@ def test_terminated_pool_holds_nothing(service: Service) -> None:
     pool.terminate()
     pool.join()
     assert labels(service) == []
+
+
+def test_dropped_pool_outlives_the_drain(service: Service) -> None:
+    """A pool that only its last job held is not ended by its own helper thread: the interpreter's end would stop that one halfway."""
+    event, ended = Event(), Event()
+    pool = track_pool(multiprocessing.pool.ThreadPool(1), service=service)
+    handler = pool._result_handler  # type: ignore[attr-defined] # the thread that lets go of it last
+    pool.apply_async(wait, (event,), callback=lambda _: ended.set())
+    weak = weakref.ref(pool)
+    del pool
+    service.begin()
+    event.set()
+    assert ended.wait(10)
+    handler.join(1.0)
+    kept = weak()
+    assert kept is not None
+    assert handler.is_alive()
+    _KEPT.clear()
+    kept.terminate()
+    kept.join()
 
 
 def test_no_pool(service: Service) -> None:

@@ -59,13 +59,14 @@ def test_held(workers: Workers) -> None:
 def test_fetches_no_more(workers: Workers) -> None:
     """What is queued is for the next worker at once, while this one still drains."""
     worker = workers.begin()
-    workers.submit("job", "one", 7, "job", "two", 0)
+    workers.submit("held", "one", 0, "job", "two", 0)
     worker.wait_recorded("begun one")
     worker.stop()
     workers.submit("job", "three", 0)
     other = workers.begin()
     workers.wait_recorded("ended three")
     assert "ended one" not in workers.recorded
+    workers.let_go()
     worker.ended()
     other.stop()
     other.ended()
@@ -88,9 +89,10 @@ def test_fetched_in_the_same_moment(workers: Workers) -> None:
 def test_failing_job(workers: Workers) -> None:
     """A job that raises holds nothing afterwards."""
     worker = workers.begin()
-    workers.submit("fail", "one", 2)
-    worker.wait_for(lambda: workers.broker.ask("HGET", "rq:job:one", "status") == "started", poll=True)
+    workers.submit("fail", "one", 0)
+    worker.wait_recorded("begun one")
     worker.stop()
+    workers.let_go()
     worker.ended()
     assert workers.broker.ask("HGET", "rq:job:one", "status") == "failed"
 

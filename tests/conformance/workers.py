@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requiem_systemd.testing import FakeManager
 from tests.conformance.conftest import CHECKOUT, PROGRAMS, TIMEOUT_STOP, Server, wait_until
+from tests.patience import PatientManager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def submit(program: str, broker: Redis, *words: object) -> None:
 class Worker(Server):
     """One worker; its port is the broker's."""
 
-    def __init__(self, subject: Subject, manager: FakeManager, folder: Path, broker: Redis, number: int) -> None:
+    def __init__(self, subject: Subject, manager: PatientManager, folder: Path, broker: Redis, number: int) -> None:
         """Store; `begin` acts."""
         super().__init__(subject, manager, folder, broker.port)
         self._broker = broker
@@ -73,7 +73,7 @@ class Workers:
 
     def make(self) -> Worker:
         """Make one, not started."""
-        manager = self._stack.enter_context(FakeManager(timeout_stop=TIMEOUT_STOP))
+        manager = self._stack.enter_context(PatientManager(timeout_stop=TIMEOUT_STOP))
         worker = Worker(self.subject, manager, self._folder, self.broker, len(self._all))
         self._stack.callback(worker.kill)
         self._all.append(worker)
@@ -91,6 +91,10 @@ class Workers:
         """Have Celery's own command say something to all of them."""
         command = (str(Path(sys.executable).with_name("celery")), "-A", "celery_app", *words)
         return subprocess.run(command, env=environment(self.broker), cwd=PROGRAMS, check=False, timeout=30, stdout=subprocess.PIPE, text=True).stdout
+
+    def let_go(self) -> None:
+        """Let the jobs end that are held."""
+        (self._folder / "record.go").touch()
 
     @property
     def recorded(self) -> list[str]:

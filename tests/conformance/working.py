@@ -7,10 +7,10 @@ import os
 import signal
 from typing import TYPE_CHECKING, Final
 
-from requiem_systemd.testing import FakeManager
 from tests import redisserver
 from tests.conformance.conftest import TIMEOUT_STOP, Server
 from tests.conformance.subjects import Subject
+from tests.patience import PatientManager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def program(folder: Path, *command: str, port: int = 0, workers: int = 0) -> Ite
     `workers`: how many processes of its own it starts, which are those that speak to the manager.
     """
     notify_access = "all" if workers else "main"
-    with FakeManager(timeout_stop=TIMEOUT_STOP, notify_access=notify_access) as manager:
+    with PatientManager(timeout_stop=TIMEOUT_STOP, notify_access=notify_access) as manager:
         made = Program(Subject(command[0], command, command, notify_access=notify_access, workers=workers), manager, folder, port)
         try:
             yield made

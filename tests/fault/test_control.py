@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from requiem_systemd import varlink
-from requiem_systemd.testing import FakeManager
 from tests.caller import Caller
+from tests.patience import PATIENCE, PatientManager
 from tests.process.conftest import Program
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Attacked(Program):
 
     def await_descriptors(self, most: int) -> None:
         """Wait until it holds no more than so many descriptors: it sees in its own time that a client has gone."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while (found := self.descriptors()) > most:
             assert time.monotonic() < deadline, f"{found} descriptors, {most} before"
             self.describe()
@@ -97,7 +97,7 @@ class Attacked(Program):
 @pytest.fixture
 def attacked(tmp_path: Path) -> Iterator[Attacked]:
     """Return a service in mid-drain."""
-    with FakeManager(timeout_stop=300) as manager:
+    with PatientManager(timeout_stop=300) as manager:
         service = Attacked(manager, tmp_path)
         service.begin()
         yield service
@@ -131,10 +131,10 @@ def attack(path: Path, count: int, chance: random.Random) -> int:
     sent = 0
     while sent < count:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
+            sock.settimeout(PATIENCE)
             sock.connect(str(path))
             deaf = chance.random() < 0.5
-            sock.settimeout(0.0 if deaf else 10)
+            sock.settimeout(0.0 if deaf else PATIENCE)
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 for _ in range(chance.randrange(1, 200)):
                     sock.sendall(message(chance))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import requiem_systemd
-from requiem_systemd.testing import FakeManager
+from tests.patience import PatientManager
 from tests.process.running import Manager, Running
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ROOT = str(Path(requiem_systemd.__file__).parents[1])
 class Program:
     """One Python program as the unit's main process; what it writes is kept in a file."""
 
-    def __init__(self, manager: FakeManager, folder: Path) -> None:
+    def __init__(self, manager: PatientManager, folder: Path) -> None:
         """Store; `start` acts."""
         self.manager = manager
         self._output = folder / "output"
@@ -71,14 +71,14 @@ class Program:
 
 
 @pytest.fixture
-def manager() -> Iterator[FakeManager]:
+def manager() -> Iterator[PatientManager]:
     """Return a manager whose stop timeout is long: these tests are of the program's own behaviour."""
-    with FakeManager(timeout_stop=60) as manager:
+    with PatientManager(timeout_stop=60) as manager:
         yield manager
 
 
 @pytest.fixture
-def program(manager: FakeManager, tmp_path: Path) -> Program:
+def program(manager: PatientManager, tmp_path: Path) -> Program:
     """Return what runs programs under `manager`."""
     return Program(manager, tmp_path)
 

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tests.patience import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
-TIMEOUT: Final = 15.0
 PASS_ON: Final = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -32,7 +33,7 @@ class Manager:
         self.descriptors: list[int] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        self._socket.settimeout(TIMEOUT)
+        self._socket.settimeout(PATIENCE)
 
     def expect(self, assignment: str) -> str:
         """Wait for a message with this line in it, and return it whole."""
@@ -120,7 +121,7 @@ class Running:
 
     def ends(self) -> int:
         """Wait for its end, read what it said, and return its status."""
-        rest, _ = self.process.communicate(timeout=TIMEOUT)
+        rest, _ = self.process.communicate(timeout=PATIENCE)
         self.lines += rest.splitlines()
         return self.process.returncode
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from tests.patience import PATIENCE
+
 if TYPE_CHECKING:
     from tests.process.running import Running
 
@@ -95,7 +97,7 @@ def test_closed_terminal(running: Running) -> None:
     while not seen.endswith(b"begun\r\n"):  # all of the line: the job must not be cut off in its print()
         seen += os.read(leader, 4096)
     os.close(leader)
-    assert running.process.wait(15) == 0
+    assert running.process.wait(PATIENCE) == 0
     assert (running.folder / "done").read_text() == "job: done"
 
 

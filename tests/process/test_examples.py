@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from tests import redisserver
-from tests.process.running import CHECKOUT, TIMEOUT, Running
+from tests.patience import PATIENCE
+from tests.process.running import CHECKOUT, Running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,7 +51,7 @@ def start(
 def ask(address: tuple[str, int] | str, path: str = "/") -> socket.socket:
     """Send a request, and return the connection that is to bring the answer."""
     connection = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
-    connection.settimeout(TIMEOUT)
+    connection.settimeout(PATIENCE)
     connection.connect(address)
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
     return connection
@@ -189,7 +190,7 @@ def test_17_grpc_aio(example: Running, free_port: int) -> None:
     start(example, "17_grpc_aio.py", env={"EXAMPLE_PORT": str(free_port)})
     with grpc.insecure_channel(f"127.0.0.1:{free_port}") as channel:
         export = channel.unary_unary("/example.Reports/Export")
-        assert export(b"42", timeout=TIMEOUT, wait_for_ready=True) == b"begun: 42"
+        assert export(b"42", timeout=PATIENCE, wait_for_ready=True) == b"begun: 42"
         example.expect("export: begun")
         example.ends_after("export: done")
 
@@ -226,7 +227,7 @@ def broker(tmp_path: Path) -> Iterator[redisserver.Server]:
 def queue_up(name: str, env: Mapping[str, str]) -> None:
     """Have an example put a job into its queue."""
     environment = {**os.environ, **env, "PYTHONPATH": str(CHECKOUT)}
-    subprocess.run([sys.executable, EXAMPLES / name], check=True, timeout=TIMEOUT, env=environment)
+    subprocess.run([sys.executable, EXAMPLES / name], check=True, timeout=PATIENCE, env=environment)
 
 
 @needs("celery")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from requiem_systemd.testing import FakeManager
+from tests.patience import PatientManager
 
 if TYPE_CHECKING:
     from tests.process.conftest import Program
@@ -390,7 +390,7 @@ def test_exit_timeout(program: Program) -> None:
 def test_the_exit_is_held(program: Program) -> None:
     """What runs on the way out is extended for, and shown."""
     program.manager.close()
-    with FakeManager(timeout_stop=0.5) as manager:
+    with PatientManager(timeout_stop=0.5) as manager:
         program.manager = manager
         program.start(
             """
@@ -510,7 +510,7 @@ def test_a_main_thread_that_blocks(program: Program, where: str) -> None:
 def test_daemon_reload_in_mid_drain(program: Program) -> None:
     """A real program with a stop timeout that has long passed survives a daemon-reload."""
     program.manager.close()
-    with FakeManager(timeout_stop=0.4) as manager:
+    with PatientManager(timeout_stop=0.4) as manager:
         program.manager = manager
         program.start(JOB + "requiem.initialize(); start(); requiem.ready(); time.sleep(100)")
         manager.stop()

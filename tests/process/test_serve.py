@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.process.conftest import ROOT
 
 if TYPE_CHECKING:
@@ -64,11 +65,11 @@ class Served:
         self.port = self.manager.listen("http").getsockname()[1]
         command = [sys.executable, "-B", "-m", "requiem_systemd", "serve", "app", "--app-dir", str(self._folder), *options]
         self.manager.spawn(command, env={"PYTHONPATH": ROOT, "BEGUN": str(self._folder / "begun")})
-        self.manager.wait_for("running", 15)
+        self.manager.wait_for("running")
 
     def connect(self) -> http.client.HTTPConnection:
         """Return a connection."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
 
     def ask_slowly(self) -> http.client.HTTPConnection:
         """Send a request that takes a second, and come back when the application has it."""
@@ -123,7 +124,7 @@ def test_workers_are_rolled(served: Served) -> None:
     busy = served.ask_slowly()
     served.write("new")
     served.manager.reload()
-    served.manager.wait_for(lambda: served.manager.sent.count("READY") == 2, 15)
+    served.manager.wait_for(lambda: served.manager.sent.count("READY") == 2)
     assert {served.ask()[0] for _ in range(20)} == {"new"}
     assert busy.getresponse().read().startswith(b"old ")
     busy.close()

@@ -22,13 +22,14 @@ import pytest
 from requiem_systemd import adapters
 from requiem_systemd.protocol import Environment
 from requiem_systemd.service import Service
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 GRACE = 0.3
-SOON = 10.0
+SOON = PATIENCE
 REQUEST = b"GET /reports/7?key=secret HTTP/1.1\r\nHost: here\r\n\r\n"
 
 

@@ -29,6 +29,9 @@ def in_thread(function, *args):
     return thread
 
 stay = threading.Event().wait
+
+def stay_until_told():
+    open(os.environ["RUNTIME_DIRECTORY"] + "/end").close()  # a FIFO: comes back when it was opened for writing
 """
 
 THREADS: Final = {
@@ -278,32 +281,35 @@ COROUTINES: Final = {
     """,
 }
 
-#: Services that begin by themselves, since their main thread ends.
+#: Services that begin by themselves, since their main thread ends; when they may, they are told through a FIFO in their own folder.
+FIFO: Final = "%t/%N/end"
 ENDS: Final = {
     "falls-off-its-end": """
         requiem.initialize()
         requiem.track(in_thread(work))
-        requiem.ready()  # after STOPPING=1 nothing says it any more
+        stay_until_told()
     """,
     "serve-forever-returns": """
         import http.server
         requiem.initialize()
         requiem.track(in_thread(work))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-            requiem.ready()
-            in_thread(server.shutdown)
+            def shut_down():
+                stay_until_told()
+                server.shutdown()
+            in_thread(shut_down)
             server.serve_forever()
     """,
     "aio-main-returns": """
         async def main():
             requiem.track(asyncio.create_task(awork()))
-            requiem.ready()
+            await asyncio.to_thread(stay_until_told)
         aio.run(main())
     """,
     "aio-main-returns-thread": """
         async def main():
             requiem.track(in_thread(work))
-            requiem.ready()
+            await asyncio.to_thread(stay_until_told)
         aio.run(main())
     """,
 }

@@ -68,12 +68,15 @@ def drained(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
     found: Launch = {}
     for number, count in enumerate(rounds(repetitions)):
         with Fleet(sandbox, python, f"form{number}") as fleet:
-            for name, text in {**FORMS, **forms.ENDS}.items():
+            for name, text in FORMS.items():
                 fleet.add(name, forms.script(text), count, ExecStartPost=request if name == "asgi" else None)
+            for name, text in forms.ENDS.items():
+                fleet.add(name, forms.script(text), count, ExecStartPre=f"mkfifo {forms.FIFO}")
             for name, settings in SETTINGS.items():
                 fleet.add(name, forms.script(forms.THREADS["with"]), count, **settings)
             fleet.add("control", forms.script(CONTROL), count)
             fleet.start()
+            fleet.end(*forms.ENDS)
             fleet.stop()
             for name, ended in fleet.ended().items():
                 found.setdefault(name, []).extend(ended)
@@ -179,7 +182,7 @@ ON_A_PORT: Final = ("10_seed", "11_cluster")
 
 @pytest.fixture(scope="module")
 def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
-    """Stop the examples that begin jobs by themselves, jobs of 8 s, side by side."""
+    """Stop the examples that begin jobs by themselves, side by side: jobs of 16 s, for until all are up and stopped on a busy machine 6 s pass."""
     sandbox.write("/run/requiem-tests/example.json", '{"greeting": "Hello"}')
     for name in ON_A_PORT:
         text = (CHECKOUT / "examples" / f"{name}.py").read_text()
@@ -194,10 +197,10 @@ def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
             for name in EXAMPLES.keys() - {"04_fastapi", "05_worker_loop"}:
                 folder = "/run/requiem-tests" if name in ON_A_PORT else f"{CHECKOUT}/examples"
                 environment = (
-                    "PYTHONUNBUFFERED=1 EXAMPLE_SECONDS=8 EXAMPLE_CONFIG=/run/requiem-tests/example.json"
+                    "PYTHONUNBUFFERED=1 EXAMPLE_SECONDS=16 EXAMPLE_CONFIG=/run/requiem-tests/example.json"
                 )
                 fleet.add(name, "", count, ExecStart=f"{python} {folder}/{name}.py", Environment=environment)
-            spool = ["PYTHONUNBUFFERED=1", "EXAMPLE_SECONDS=8", "EXAMPLE_SPOOL=%t/%N"]
+            spool = ["PYTHONUNBUFFERED=1", "EXAMPLE_SECONDS=16", "EXAMPLE_SPOOL=%t/%N"]
             worker = {"ExecStart": f"{python} {CHECKOUT}/examples/05_worker_loop.py", "Environment": spool}
             fleet.add("05_worker_loop", "", count, ExecStartPre="sh -c 'echo first > %t/%N/1.job'", **worker)
             app = uvicorn.replace("app:app", f"--app-dir {CHECKOUT}/examples 04_fastapi:app")
@@ -221,7 +224,7 @@ def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example_survives(example: str, examples: Launch, repetitions: int) -> None:
-    """An example's job, four times TimeoutStopSec=2 when it begins, is done."""
+    """An example's job, eight times TimeoutStopSec=2 when it begins, is done."""
     assert len(examples[example]) == repetitions
     for one in examples[example]:
         assert one.verdict == ("success", 0), one.journal

@@ -273,6 +273,38 @@ def test_many_ask_at_once(asked: Asked) -> None:
             caller.close()
 
 
+def test_who_was_dropped_is_not_looked_for(tmp_path: Path) -> None:
+    """A client that had to make room leaves no work behind: those that come and go keep nobody waiting."""
+    begun, over, looks = threading.Event(), threading.Event(), list[str]()
+
+    def redact(text: str) -> str:
+        if threading.current_thread().name == "requiem-account":
+            looks.append(text)
+            begun.set()
+            over.wait(4)  # less than HANGS_AFTER
+        return text
+
+    with contextlib.closing(Asked(tmp_path, redact=redact)) as asked, asked.service.track("job"):
+        callers = [asked.caller, *(Caller(asked.path) for _ in range(control.CLIENTS_MAX - 1))]
+        for caller in callers:
+            caller.ask(DESCRIBE)
+            caller.say(IN_FLIGHT)
+        assert begun.wait(10)
+        dropped = callers.pop()
+        dropped.say(DESCRIBE)  # ahead of its answer
+        for _ in range(2):  # one turn may be on its way; the next has seen it all
+            asked.service.engine.loop.call(lambda: None)
+        newcomer = Caller(asked.path)
+        assert "parameters" in newcomer.ask(DESCRIBE)
+        assert dropped.hear() == {}
+        over.set()
+        assert all("parameters" in caller.hear() for caller in callers)
+        assert "parameters" in newcomer.ask(IN_FLIGHT)
+        assert len(looks) == len(callers) + 1
+        for caller in (*callers, dropped, newcomer):
+            caller.close()
+
+
 def test_after_the_stop(asked: Asked) -> None:
     """When all jobs have ended it is the threads of the exit that hold, and they are told with their stacks."""
     asked.service.begin("test")

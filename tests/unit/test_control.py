@@ -285,19 +285,43 @@ def test_many_idle_clients(path: Path, caller: Caller) -> None:
         other.sock.close()
 
 
+def has_read_all(service: Service) -> None:
+    """Wait until the service has read what was said to it."""
+    for _ in range(2):  # one turn may be on its way; the next has seen it all
+        service.engine.loop.call(lambda: None)
+
+
 def test_waiting_clients_keep_their_place(service: Service, path: Path, reloads: Reloads) -> None:
     """Who waits for a reload is not dropped for a newcomer, who is."""
     waiting = [Caller(path) for _ in range(control.CLIENTS_MAX)]
     for each in waiting:
         each.ask(INFO)
         each.say(RELOAD)
-    for _ in range(2):  # one turn may be on its way; the next has seen it all
-        service.engine.loop.call(lambda: None)
+    has_read_all(service)
     newcomer = Caller(path)
     assert newcomer.hear() == {}
     reloads.go_on.release(10)
     assert [{"parameters": {}}] * len(waiting) == [each.hear() for each in waiting]
     for each in (*waiting, newcomer):
+        each.sock.close()
+
+
+def test_who_asks_on_makes_room(service: Service, path: Path, reloads: Reloads) -> None:
+    """Where all wait, one that has asked on before it was answered is dropped for a newcomer, who is served."""
+    waiting = [Caller(path) for _ in range(control.CLIENTS_MAX)]
+    for each in waiting:
+        each.ask(INFO)
+        each.say(RELOAD)
+    greedy = waiting[3]
+    greedy.say(INFO)
+    has_read_all(service)
+    newcomer = Caller(path)
+    assert "parameters" in newcomer.ask(INFO)
+    assert greedy.hear() == {}
+    reloads.go_on.release(100)
+    waiting.remove(greedy)
+    assert [{"parameters": {}}] * len(waiting) == [each.hear() for each in waiting]
+    for each in (*waiting, greedy, newcomer):
         each.sock.close()
 
 
