@@ -144,7 +144,7 @@ class Chronicle:
         waiting, elapsed = self._setting.doors.waiting(), now - self._began
         text = f"drained in {duration(elapsed)}: {report.counts(self._counts)}"
         if self._outlived:
-            text += f", {self._outlived} of the jobs beyond TimeoutStopSec={duration(self._stop_timeout or 0.0)}"
+            text += f", {self._outlived} job{'' if self._outlived == 1 else 's'} beyond TimeoutStopSec={duration(self._stop_timeout or 0.0)}"
         text += f", {abandoned} abandoned" if abandoned else ""
         text += f"; {waiting} client{'' if waiting == 1 else 's'} left waiting" if waiting else ""
         LOG.info("%s", text, extra=journal.record("drained", abandoned=abandoned, waiting=waiting, **self.fields()))
@@ -234,7 +234,7 @@ class Chronicle:
         if names:
             more = len(names) - report.LISTED
             listing = ", ".join(names[: report.LISTED]) + (f" and {more} more" if more > 0 else "")
-            LOG.info("the drain is held: %s: %s", report.counts(self._counts), listing, extra=journal.record("held", **fields))
+            LOG.info("the drain is held by %s", listing, extra=journal.record("held", **fields))
 
 
 def _manager(setting: Setting) -> str | None:

@@ -178,6 +178,14 @@ def is_journal(environment: Environment, fd: int = 2) -> bool:
     return (found.st_dev, found.st_ino) == environment.journal_stream
 
 
+def tell(kind: str, text: str, **named: object) -> None:
+    """Write one record by itself, where the journal and systemd-python are: for a command, whose own output is for people."""
+    send = _native()
+    if send is not None:
+        with contextlib.suppress(Exception):  # whatever it is, the command has done its work
+            send(*fields(logging.makeLogRecord({"name": LOG.name, "levelno": logging.INFO, **record(kind, **named)}), text))
+
+
 def _native() -> Send | None:
     """Return systemd-python's sendv; None where it, or the journal's socket, is missing.
 

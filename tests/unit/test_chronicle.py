@@ -67,7 +67,7 @@ def test_told_while_it_lasts(manager: FakeManager, service: Service, seen: Journ
     manager.advance(1)
     (record,) = seen.of("held")
     assert holders(record) == [["job", "0", "-", "open", "export 42"]]
-    assert record["MESSAGE"] == 'the drain is held: 1 job: "export 42"'
+    assert record["MESSAGE"] == 'the drain is held by "export 42"'
     tracker.done()
 
 
@@ -141,7 +141,7 @@ def test_beyond_the_deadline(manager: FakeManager, service: Service, seen: Journ
     manager.wait_for(lambda: seen.of("drained"))
     (record,) = seen.of("drained")
     assert (record["REQUIEM_STOP_TIMEOUT_USEC"], record["REQUIEM_OUTLIVED"]) == ("8000000", "1")
-    assert record["MESSAGE"] == "drained in 9 s: 2 jobs, 1 of the jobs beyond TimeoutStopSec=8 s"
+    assert record["MESSAGE"] == "drained in 9 s: 2 jobs, 1 job beyond TimeoutStopSec=8 s"
 
 
 def test_abandoned_is_a_fate(manager: FakeManager, seen: Journal) -> None:
