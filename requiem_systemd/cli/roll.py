@@ -120,7 +120,7 @@ def _roll(anchor: Anchor, options: argparse.Namespace, *, ours: bool) -> int:
 def _tell(anchor: Anchor, plan: Plan | None, elapsed: float, verdict: str, reason: str = "") -> None:
     """Leave a record for `requiem-systemd history`: what is printed goes to the journal only where the anchor runs us."""
     new = [] if plan is None else [plan.known.name] if plan.known else plan.new
-    old = [] if plan is None or verdict != tally.OK else plan.old
+    old = [] if plan is None or verdict != tally.OK else [one for one in plan.old if one.live]  # others drain already
     text = f"roll of {anchor.name}: {verdict}, {generations.named(new) or 'nothing'} after {duration(elapsed)}"
     named = {"new": generations.named(new), "old": generations.named(old), "elapsed_usec": usec(elapsed), "reason": clean(reason, 300) or None}
     journal.tell("rolled", text, unit=anchor.unit, verdict=verdict, **named)

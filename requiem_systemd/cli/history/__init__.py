@@ -47,11 +47,11 @@ Example:
     1 drain with 2 jobs; 1 outlived TimeoutStopSec=, and would have been killed
 
     drain of shop@2.service, process 812, 2026-11-22 21:00:03, begun by SIGTERM, 104 s: all ended
-      job export 42        ===============================================#=======  104 s
-      job mail 7           ======                                         |         12 s
-      request GET /report  ==                                             |         3.1 s
-      extended 11 times    ^    ^    ^    ^    ^    ^    ^    ^    ^    ^ |  ^
-                           0 s                                 TimeoutStopSec=90 s
+      job export 42        ==========================================#======  104 s
+      job mail 7           ======                                    |        12 s
+      request GET /report  ==                                        |        3.1 s
+      extended 11 times    ^   ^    ^    ^   ^    ^    ^   ^    ^    ^    ^
+                           0 s                           TimeoutStopSec=90 s
 
     # requiem-systemd history shop 1 --svg drain.svg"""
 

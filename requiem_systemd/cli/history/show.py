@@ -182,7 +182,7 @@ class _Canvas(NamedTuple):
 
 
 def _chart(one: Happening, course: Course, to: Scale, canvas: _Canvas) -> list[str]:
-    names = [cut(f"{bar.kind} {printable(bar.label)}", LABEL_MAX) for bar in course.bars]
+    names = [cut(f"{bar.kind} {printable(bar.label)}", min(LABEL_MAX, canvas.width // 3)) for bar in course.bars]
     margin = max(wide(name) for name in (*names, extended(course)))
     tails = [tail(bar, one) for bar in course.bars]
     room = max(20, canvas.width - margin - max(map(len, tails)) - 6)
