@@ -141,13 +141,13 @@ class Chronicle:
         self._open.clear()
         if not self._shown():
             return
-        waiting, elapsed = self._setting.doors.waiting(), now - self._began
-        text = f"drained in {duration(elapsed)}: {report.counts(self._counts)}"
+        text = f"drained in {duration(now - self._began)}: {report.counts(self._counts)}"
         if self._outlived:
             text += f", {self._outlived} job{'' if self._outlived == 1 else 's'} beyond TimeoutStopSec={duration(self._stop_timeout or 0.0)}"
         text += f", {abandoned} abandoned" if abandoned else ""
+        waiting = self._setting.doors.waiting()
         text += f"; {waiting} client{'' if waiting == 1 else 's'} left waiting" if waiting else ""
-        LOG.info("%s", text, extra=journal.record("drained", abandoned=abandoned, waiting=waiting, **self.fields()))
+        LOG.info("%s", text, extra=journal.record("drained", abandoned=abandoned, **self.fields()))
 
     # -- what is told --------------------------------------------------------------------------------------------------
 
@@ -163,6 +163,7 @@ class Chronicle:
             "held": " ".join(f"{kind}={count}" for kind, count in sorted(self._counts.items())),
             "holders": "\n".join(map(self._line, shown)),
             "unlisted": self._counts.total() - sum(holder.kind != HOOK for holder in shown),
+            "waiting": self._setting.doors.waiting(),
             "extended": self._extensions.count,
             "extensions": " ".join(str(self._milliseconds(at)) for at in self._extensions.kept),
         }

@@ -45,6 +45,26 @@ requiem.ready()
 requiem.wait()
 """
 
+# Two workers with a job each, which outlive TimeoutStopSec=2.
+WORKERS = """
+import threading, time
+import requiem_systemd as requiem
+
+def serve(service):
+    def work():
+        with requiem.track("export"):
+            requiem.wait_begin()
+            time.sleep(3)
+    threading.Thread(target=work).start()
+    while not requiem.in_flight():
+        time.sleep(0.01)
+    requiem.ready()
+    requiem.wait()
+
+if __name__ == "__main__":
+    requiem.Cluster(serve, workers=2).run()
+"""
+
 
 def history(box: Sandbox, python: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the verb inside, when the journal has all."""
@@ -137,3 +157,27 @@ def test_rolls(rolled: Rolled, sandbox: Sandbox, python: str) -> None:
     assert rolls == [("", f"{name}@1", "ok"), (f"{name}@1", f"{name}@2", "ok"), (f"{name}@2", f"{name}@3", "ok")]
     drains = {one["unit"]: [bar["label"] for bar in one["drain"]["bars"]] for one in found if one["what"] == "drain"}
     assert drains == {f"{name}@1.service": ["export"], f"{name}@2.service": ["export"]}
+
+
+@pytest.mark.soak
+def test_cluster(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
+    """Each worker tells its own drain, by the service's deadline; the jobs are counted once."""
+    unit = service(WORKERS, Environment=f"PYTHONPATH={CHECKOUT}")
+    assert unit.stop().result == "success"
+    found = {one["drain"]["role"]: one["drain"] for one in told(sandbox, python, unit.name) if one["what"] == "drain"}
+    assert set(found) == {"main", "worker 1", "worker 2"}
+    assert [found[role]["bars"][0]["label"] for role in ("worker 1", "worker 2")] == ["export", "export"]
+    assert [round(found[role]["deadline"]) for role in sorted(found)] == [2, 2, 2]
+    assert found["main"]["outlived"] == 2
+    assert "2 outlived TimeoutStopSec=" in history(sandbox, python, unit.name, "--since", "1h").stdout
+
+
+@pytest.mark.soak
+def test_without_systemd_python(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
+    """Lines on standard error are enough for when and how long."""
+    script = "import sys\nsys.modules['systemd'] = None\n" + JOBS
+    unit = service(script, Environment=f"PYTHONPATH={CHECKOUT}")
+    assert unit.stop().result == "success"
+    (drain,) = told(sandbox, python, unit.name)
+    assert (drain["outcome"], drain["reason"], drain["drain"]["in_flight"], drain["drain"]["bars"]) == ("ended", "SIGTERM", 2, [])
+    assert 2.4 < drain["seconds"] < 10

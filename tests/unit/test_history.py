@@ -118,7 +118,7 @@ def test_recorded() -> None:
 def test_drain() -> None:
     """A drain's records together: when, how long, why, who held it, the deadline before that."""
     one = only(whole())
-    assert (one.unit, one.process, one.when, one.seconds, one.reason) == ("shop.service", 812, 1_700_000_100.0, 104.0, "SIGTERM")
+    assert (one.run.unit, one.process, one.when, one.seconds, one.reason) == ("shop.service", 812, 1_700_000_100.0, 104.0, "SIGTERM")
     found = course(one)
     assert (found.deadline, found.outlived, found.waiting, found.held) == (90.0, 1, 2, {"job": 2, "request": 1})
     assert found.bars[0] == events.Bar("job", "export 42", -840.0, 104.0, "ended")
@@ -210,7 +210,7 @@ def test_roll() -> None:
     """A roll says which generation came and which went."""
     fields: dict[str, Any] = {"REQUIEM_UNIT": "shop.service", "REQUIEM_VERDICT": "ok", "REQUIEM_NEW": "shop@3", "REQUIEM_OLD": "shop@2", "REQUIEM_ELAPSED_USEC": "400000"}
     one = only([line("rolled", 10.0, **fields)])
-    assert (one.what, one.unit, one.seconds, show.ending(one)) == ("roll", "shop.service", 0.4, "ok: shop@3 for shop@2")
+    assert (one.what, one.run.unit, one.seconds, show.ending(one)) == ("roll", "shop.service", 0.4, "ok: shop@3 for shop@2")
 
 
 def test_replaced_worker_has_no_deadline() -> None:
@@ -354,8 +354,9 @@ def test_glyphs(encoding: str | None, expected: show.Glyphs) -> None:
 
 def test_hostile_labels_on_a_terminal() -> None:
     """A label can neither colour, nor turn, nor break a line."""
-    one = only(whole(REQUIEM_HOLDERS=f"job 0 1000 ended {HOSTILE}", REQUIEM_REASON=HOSTILE))
-    text = "\n".join([*show.table([one]), *show.timeline(one)])
+    failed = [change("RELOADING", "RUNNING", 10.0), line("reload-failed", 11.0, REQUIEM_REASON=HOSTILE), change("RUNNING", "RELOADING", 12.0)]
+    both = happened([*failed, *whole(REQUIEM_HOLDERS=f"job 0 1000 ended {HOSTILE}", REQUIEM_REASON=HOSTILE, REQUIEM_ROLE=f"worker {HOSTILE}")])
+    text = "\n".join([*show.table(both), *show.timeline(both[1])])
     assert all(sign.isprintable() or sign == "\n" for sign in text)
 
 

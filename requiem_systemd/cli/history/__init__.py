@@ -176,14 +176,14 @@ def _draw(chosen: Happening | None, path: str) -> bool:
 
 def _as_it_stands(one: Happening, *, user: bool) -> Happening:
     """See whether a drain without an end goes on."""
-    if one.course is None or one.outcome != events.UNKNOWN or one.boot != _boot():
+    if one.course is None or one.outcome != events.UNKNOWN or one.run.boot != _boot():
         return one
     try:
-        words = (*(("--user",) if user else ()), "show", "--property=ActiveState,InvocationID", "--", one.unit)
+        words = (*(("--user",) if user else ()), "show", "--property=ActiveState,InvocationID", "--", one.run.unit)
         shown = dict(line.partition("=")[::2] for line in run_command("systemctl", *words).stdout.splitlines())
     except UnavailableError:
         return one
-    lives = shown.get("InvocationID") == one.invocation and shown.get("ActiveState") not in ("inactive", "failed", None)
+    lives = shown.get("InvocationID") == one.run.invocation and shown.get("ActiveState") not in ("inactive", "failed", None)
     return one._replace(outcome=events.NOW) if lives else one
 
 

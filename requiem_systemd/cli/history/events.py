@@ -61,14 +61,20 @@ class Course(NamedTuple):
     told_at: float | None = None
 
 
+class Run(NamedTuple):
+    """One start of a unit, in one boot."""
+
+    boot: str
+    unit: str
+    invocation: str
+
+
 class Happening(NamedTuple):
     """A drain, a reload or a roll. `when`: seconds since 1970; `at`: of the boot's own clock; `seconds`: how long, None: not known."""
 
     what: str
-    unit: str
+    run: Run
     process: int
-    boot: str
-    invocation: str
     at: float
     when: float
     seconds: float | None
@@ -81,30 +87,34 @@ class Happening(NamedTuple):
 
 def happenings(found: Iterable[Record]) -> list[Happening]:
     """Put records together; the newest first."""
-    lives: dict[tuple[str, str, str, int], _Life] = {}
-    rolls, ours = [], []
+    runs: dict[Run, dict[int, _Life]] = {}
+    begun: dict[Run, list[float]] = {}  # when a stop began, by systemd or by the main process
+    rolls = []
     for record in sorted(found, key=lambda one: one.at):
+        run = Run(record.boot, unit_of(record), invocation_of(record))
         if record.kind() == "rolled":
             rolls.append(_roll(record))
         elif records.is_systemd(record):
-            _close(record, lives.values())
             if record.fields["MESSAGE_ID"] == records.STOPPING:
-                ours.append(record)
+                begun.setdefault(run, []).append(record.at)
+            _close(record, runs.get(run, {}).values())
         elif record.kind():
-            key = (record.boot, unit_of(record), invocation_of(record), number_of(record.fields, "_PID") or 0)
-            lives.setdefault(key, _Life(*key)).take(record)
-    told = [one for life in lives.values() for one in life.all()]
-    stops = {(one.boot, unit_of(one), invocation_of(one)): one.at for one in ours}
-    told = [_with_deadline(one, told, stops) for one in told]
+            process = number_of(record.fields, "_PID") or 0
+            runs.setdefault(run, {}).setdefault(process, _Life(run, process)).take(record)
+    told = [one for lives in runs.values() for life in lives.values() for one in life.all()]
+    for one in told:
+        if one.course is not None and one.course.role == "main":
+            begun.setdefault(one.run, []).append(one.at)
+    told = [_with_deadline(one, begun.get(one.run, ())) for one in told]
     return sorted([*told, *rolls], key=lambda one: one.when, reverse=True)
 
 
 class _Life:
     """What one process told, in its order."""
 
-    def __init__(self, boot: str, unit: str, invocation: str, process: int) -> None:
+    def __init__(self, run: Run, process: int) -> None:
         """Begin with nothing."""
-        self.boot, self.unit, self.invocation, self.process = boot, unit, invocation, process
+        self.run, self.process = run, process
         self.done: list[Happening] = []
         self.drain: Happening | None = None
         self.reload: Happening | None = None
@@ -141,7 +151,7 @@ class _Life:
             self.drain = self.drain._replace(seconds=max(0.0, record.at - self.drain.at), outcome=ENDED)
 
     def _begun(self, what: str, record: Record) -> Happening:
-        return Happening(what, self.unit, self.process, self.boot, self.invocation, record.at, record.when, None, UNKNOWN)
+        return Happening(what, self.run, self.process, record.at, record.when, None, UNKNOWN)
 
     def _end_reload(self, record: Record, outcome: str) -> None:
         if self.reload is not None:
@@ -200,9 +210,8 @@ def _close(record: Record, lives: Iterable[_Life]) -> None:
     else:
         outcome = KILLED
     for life in lives:
-        same = (life.boot, life.unit, life.invocation) == (record.boot, unit_of(record), invocation_of(record))
         role = life.drain.course.role if life.drain is not None and life.drain.course is not None else ""
-        if same and (number != records.EXITED or role in ("", "main")):
+        if number != records.EXITED or role in ("", "main"):
             life.cut(record.at, outcome)
 
 
@@ -212,10 +221,8 @@ def _roll(record: Record) -> Happening:
     verdict = fields.get("REQUIEM_VERDICT", "")
     return Happening(
         what=ROLL,
-        unit=clean(fields.get("REQUIEM_UNIT", ""), 300),
+        run=Run(record.boot, fields.get("REQUIEM_UNIT", ""), ""),
         process=number_of(fields, "_PID") or 0,
-        boot=record.boot,
-        invocation="",
         at=record.at - seconds,
         when=record.when - seconds,
         seconds=seconds,
@@ -279,22 +286,17 @@ def _counts(words: Iterable[str]) -> Iterable[tuple[str, int]]:
 # -- the deadline
 
 
-def _with_deadline(one: Happening, told: Iterable[Happening], stops: Mapping[tuple[str, str, str], float]) -> Happening:
+def _with_deadline(one: Happening, begun: Iterable[float]) -> Happening:
     """Say when systemd would have killed: a main process by its own drain's begin, a worker by its service's, if that was stopped too."""
     course = one.course
     if course is None or course.stop_timeout is None or math.isinf(course.stop_timeout):
         return one
-    begin = one.at
+    begin: float | None = one.at
     if course.role != "main":
         end = math.inf if one.seconds is None else one.at + one.seconds
-        key = (one.boot, one.unit, one.invocation)
-        mains = (
-            other.at for other in told if other.course is not None and other.course.role == "main" and (other.boot, other.unit, other.invocation) == key
-        )
-        begun = min((at for at in (*mains, stops.get(key)) if at is not None and at <= end), default=None)
-        if begun is None:
-            return one  # it was replaced: no timeout ran
-        begin = begun
+        begin = min((at for at in begun if at <= end), default=None)
+    if begin is None:
+        return one  # it was replaced: no timeout ran
     deadline = begin + course.stop_timeout - one.at
     return one._replace(course=course._replace(deadline=deadline, outlived=outlived(course, deadline, one.seconds)))
 

@@ -12,7 +12,7 @@ from requiem_systemd.cli.colours import plain
 from requiem_systemd.cli.history import events
 from requiem_systemd.cli.show import BOLD, DIM, RED, YELLOW, line_of, widths_of
 from requiem_systemd.ledger import JOB
-from requiem_systemd.protocol import duration
+from requiem_systemd.protocol import clean, duration
 from requiem_systemd.tally import OK
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def glyphs(encoding: str | None) -> Glyphs:
 
 def table(told: Sequence[Happening], paint: Paint = plain) -> list[str]:
     """Show all, a row each, numbered from the newest on; then the sum."""
-    rows = [_row(number, one) for number, one in enumerate(told, 1)]
+    rows = [tuple(map(printable, _row(number, one))) for number, one in enumerate(told, 1)]
     widths = widths_of([HEAD, *rows])
     lines = [line_of(HEAD, widths, (BOLD,) * len(HEAD), paint)]
     lines += [line_of(row, widths, _colours(one), paint) for row, one in zip(rows, told, strict=True)]
@@ -67,7 +67,7 @@ def table(told: Sequence[Happening], paint: Paint = plain) -> list[str]:
 
 def _row(number: int, one: Happening) -> tuple[str, ...]:
     course = one.course
-    unit = one.unit + (f" {course.role}" if course is not None and course.role.startswith("worker") else "")
+    unit = clean(one.run.unit, 300) + (f" {course.role}" if course is not None and course.role.startswith("worker") else "")
     row = (str(number), clock(one.when), unit, one.what, "?" if one.seconds is None else took(one.seconds))
     if course is None:
         return (*row, "", "", "", ending(one))
@@ -113,12 +113,12 @@ def total(told: Sequence[Happening]) -> list[str]:
     if not drains:
         return []
     # A primary counts its workers' jobs at the deadline; what a worker tells of it is the same jobs.
-    mains = {(one.boot, one.unit, one.invocation) for one in drains if one.course is not None and one.course.role == "main"}
+    mains = {one.run for one in drains if one.course is not None and one.course.role == "main"}
     jobs = outlived = 0
     for one in drains:
         if one.course is not None:
             jobs += one.course.held.get(JOB, 0)
-            if one.course.role == "main" or (one.boot, one.unit, one.invocation) not in mains:
+            if one.course.role == "main" or one.run not in mains:
                 outlived += one.course.outlived or 0
     text = f"{len(drains)} drain{'' if len(drains) == 1 else 's'} with {jobs} job{'' if jobs == 1 else 's'}"
     if any(one.course is not None and one.course.deadline is not None for one in drains):
@@ -250,10 +250,10 @@ def tail(bar: Bar, one: Happening) -> str:
 def heading(one: Happening) -> str:
     """Name a drain."""
     course = one.course
-    role = f" ({course.role})" if course is not None and course.role not in ("", "main") else ""
+    role = f" ({printable(course.role)})" if course is not None and course.role not in ("", "main") else ""
     begun = f", begun by {printable(one.reason)}" if one.reason else ""
     lasted = "" if one.seconds is None else f", {took(one.seconds)}"
-    return f"drain of {printable(one.unit)}, process {one.process}{role}, {clock(one.when)}{begun}{lasted}: {printable(ending(one))}"
+    return f"drain of {printable(clean(one.run.unit, 300))}, process {one.process}{role}, {clock(one.when)}{begun}{lasted}: {printable(ending(one))}"
 
 
 def notes(one: Happening) -> list[str]:
@@ -319,8 +319,9 @@ def as_json(unit: str, told: Sequence[Happening]) -> dict[str, Any]:
 
 def _as_json(one: Happening) -> dict[str, Any]:
     values = one._asdict()
-    for name in ("at", "course"):
+    for name in ("at", "course", "run"):
         del values[name]
+    values.update(one.run._asdict())
     if one.what != events.ROLL:
         del values["new"], values["old"]
     if one.course is not None:
