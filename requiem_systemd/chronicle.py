@@ -58,21 +58,21 @@ class Marks:
 
 
 class Holder:
-    """One that held the drain; its label is asked for when it is told, since that may be user code."""
+    """One that held the drain. Its label is made when it is told: `redact=` is user code. The entry is let go when it ends: a task may be large."""
 
-    __slots__ = ("end", "entry", "fate", "kind", "label", "start")
+    __slots__ = ("end", "fate", "kind", "label", "name", "start")
 
     def __init__(self, entry: Entry, start: float) -> None:
-        self.entry = entry
+        self.name = entry.name
         self.kind: str = kind_of(entry)
         self.start = start
         self.end: float | None = None
         self.fate = "open"
         self.label: str | None = None
 
-    def finish(self, now: float) -> None:
+    def finish(self, entry: Entry, now: float) -> None:
         """Note that it holds no longer, and why."""
-        more = self.entry.extra()
+        more = entry.extra()
         given_up = more is not None and more.abandoned
         self.end = now
         self.fate = "ended" if not given_up else "let-go" if self.kind in BOUNDED else "abandoned"
@@ -115,7 +115,7 @@ class Chronicle:
         now, live = self._setting.ledger.clock(), self._setting.ledger.live
         for entry, holder in list(self._open.items()):
             if live.get(entry) != holder.start:
-                holder.finish(now)
+                holder.finish(entry, now)
                 del self._open[entry]
         self._see(self._late())
 
@@ -136,8 +136,8 @@ class Chronicle:
     def _conclude(self, abandoned: int) -> None:
         now = self._setting.ledger.clock()
         self.look()
-        for holder in self._open.values():
-            holder.finish(now)
+        for entry, holder in self._open.items():
+            holder.finish(entry, now)
         self._open.clear()
         if not self._shown():
             return
@@ -174,7 +174,7 @@ class Chronicle:
     def _line(self, holder: Holder) -> str:
         """Write "kind begin end fate label"; begin and end from the drain's begin on, "-" for what holds yet."""
         if holder.label is None:
-            holder.label = clean(self._setting.shown(clean(holder.entry.name)), LABEL_MAX)
+            holder.label = clean(self._setting.shown(clean(holder.name)), LABEL_MAX)
         end = "-" if holder.end is None else self._milliseconds(holder.end)
         return f"{holder.kind} {self._milliseconds(holder.start)} {end} {holder.fate} {holder.label}"
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from requiem_systemd.cli.history.show import Scale
 
 WIDTH: Final = 960
-LEFT, RIGHT, TOP, ROW = 260, 130, 56, 22
+LEFT, RIGHT, TOP, ROW = 260, 150, 56, 22
 ROOM: Final = WIDTH - LEFT - RIGHT
 _COLOURS: Final = {"before": "#2a7f62", "after": "#d9822b", "lost": "#c0392b", "line": "#444444", "text": "#222222", "faint": "#777777"}
 # XML 1.0, section 2.2: what may not stand in a document, not even escaped.
@@ -30,7 +30,7 @@ def picture(one: Happening, now: float | None = None) -> str:
     root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", **size, "font-family": "sans-serif", "font-size": "12"})
     _child(root, "title", show.heading(one))
     _child(root, "rect", width=WIDTH, height=height, fill="#ffffff")
-    _child(root, "text", show.heading(one), x=12, y=24, fill=_COLOURS["text"], font_size=14)
+    _child(root, "text", show.cut(show.heading(one), 125), x=12, y=24, fill=_COLOURS["text"], font_size=14)
     bottom = TOP + ROW * len(bars)
     for number, bar in enumerate(bars):
         _row(root, bar, one, to, TOP + ROW * number)
