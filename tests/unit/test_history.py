@@ -137,6 +137,8 @@ def test_boots_are_apart() -> None:
     first, second = happened(lines)
     assert (first.outcome, first.seconds) == ("unknown", None)
     assert (second.outcome, second.seconds) == ("ended", 104.0)
+    other = [change("DRAINING", "RUNNING", 100.0, boot="b1"), change("STOPPED", "DRAINING", 104.0, boot="b2")]
+    assert [one.outcome for one in happened(other)] == ["unknown"]
 
 
 def test_begin_was_rotated_away() -> None:
@@ -386,6 +388,13 @@ def test_hostile_labels_in_a_picture() -> None:
     assert "<script" not in text
     assert any("<script>" in (element.text or "") for element in root.iter(f"{SVG}title"))
     assert not [name for element in root.iter() for name in element.attrib if name.startswith("on") or "href" in name]
+
+
+def test_what_xml_cannot_hold() -> None:
+    """Characters that may not stand in a document, not even escaped, are replaced."""
+    root = ET.Element("svg")
+    svg._child(root, "text", "a\x00\x1b\ud800\ufffe\uffffb")
+    assert ET.fromstring(ET.tostring(root))[0].text == "a" + "\ufffd" * 5 + "b"
 
 
 # -- the command
