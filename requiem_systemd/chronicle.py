@@ -233,7 +233,7 @@ class Chronicle:
         fields = self.fields()
         names = [f'"{holder.label}"' for holder in self._holders if holder.end is None]
         if names:
-            more = len(names) - report.LISTED
+            more = len(self._setting.ledger.live) - min(len(names), report.LISTED)
             listing = ", ".join(names[: report.LISTED]) + (f" and {more} more" if more > 0 else "")
             LOG.info("the drain is held by %s", listing, extra=journal.record("held", **fields))
 

@@ -102,6 +102,7 @@ def test_bounded(manager: FakeManager, service: Service, seen: Journal) -> None:
     held = [service.create_tracker(f"{number} {'x' * 500}") for number in range(1000)]
     manager.stop()
     manager.advance(1)
+    assert seen.of("held")[0]["MESSAGE"].endswith('" and 980 more')
     for tracker in held:
         tracker.done()
     manager.wait_for(lambda: seen.of("drained"))
