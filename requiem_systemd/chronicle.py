@@ -42,7 +42,7 @@ class Marks:
     """Points in time, at most MARKS of them, spread evenly over all that there were."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
         self.kept: list[float] = []
         self._stride = 1
 
@@ -63,11 +63,11 @@ class Holder:
     __slots__ = ("end", "fate", "kind", "label", "name", "start")
 
     def __init__(self, entry: Entry, start: float) -> None:
-        self.name = entry.name
+        self.name: object = entry.name
         self.kind: str = kind_of(entry)
-        self.start = start
+        self.start: float = start
         self.end: float | None = None
-        self.fate = "open"
+        self.fate: str = "open"
         self.label: str | None = None
 
     def finish(self, entry: Entry, now: float) -> None:

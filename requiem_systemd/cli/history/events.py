@@ -114,7 +114,8 @@ class _Life:
 
     def __init__(self, run: Run, process: int) -> None:
         """Begin with nothing."""
-        self.run, self.process = run, process
+        self.run: Run = run
+        self.process: int = process
         self.done: list[Happening] = []
         self.drain: Happening | None = None
         self.reload: Happening | None = None
