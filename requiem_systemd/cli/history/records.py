@@ -90,7 +90,7 @@ def read(unit: str, *, user: bool, since: str) -> Found:
         owner = os.getuid() if user else 0
         rolls = _asked(f"REQUIEM_UNIT={name}.service", f"MESSAGE_ID={MESSAGE_IDS['rolled']}", f"_UID={owner}", since=since)
         known = {(one.boot, one.at) for one in found.records if one.kind() == "rolled"}
-        found.records.extend(one for one in rolls.records if (one.boot, one.at) not in known)
+        found.records.extend(one for one in rolls.records if one.kind() == "rolled" and (one.boot, one.at) not in known)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 import unicodedata
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -208,16 +209,16 @@ def _bar(bar: Bar, one: Happening, where: tuple[Scale, int, int | None], canvas:
     last = _column(to.end if bar.end is None else bar.end, to.end, room)
     if bar.end is None and one.seconds is not None:
         last = _column(one.seconds, to.end, room)
-    cells = []
-    for column in range(room):
+
+    def cell(column: int) -> tuple[str, str]:
         if column == last and bar.fate != events.ENDED:
-            cells.append(canvas.paint(drawn.goes_on if _goes_on(bar, one) else drawn.lost, RED))
-        elif first <= column <= last:
-            colour = GREEN if line is None or column < line else YELLOW
-            cells.append(canvas.paint(drawn.crossing if column == line else drawn.bar, colour))
-        else:
-            cells.append(drawn.line if column == line else " ")
-    return "".join(cells)
+            return RED, drawn.goes_on if _goes_on(bar, one) else drawn.lost
+        if first <= column <= last:
+            return GREEN if line is None or column < line else YELLOW, drawn.crossing if column == line else drawn.bar
+        return "", drawn.line if column == line else " "
+
+    runs = ((colour, "".join(sign for _, sign in run)) for colour, run in itertools.groupby(map(cell, range(room)), key=lambda pair: pair[0]))
+    return "".join(canvas.paint(text, colour) if colour else text for colour, text in runs)
 
 
 def _goes_on(bar: Bar, one: Happening) -> bool:
