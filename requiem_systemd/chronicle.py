@@ -72,6 +72,8 @@ class Holder:
 
     def finish(self, entry: Entry, now: float) -> None:
         """Note that it holds no longer, and why."""
+        if not isinstance(self.name, str):  # the entry itself, say, which may hold all of a request
+            self.name = clean(self.name)
         more = entry.extra()
         given_up = more is not None and more.abandoned
         self.end = now

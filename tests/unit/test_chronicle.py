@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
 
 from requiem_systemd import chronicle, unitfile
 from requiem_systemd.chronicle import KEPT, LABEL_MAX, MARKS, Marks
+from requiem_systemd.ledger import Record
 from requiem_systemd.service import Service
 
 if TYPE_CHECKING:
@@ -177,6 +179,26 @@ def test_a_label_stays_in_its_line(manager: FakeManager, service: Service, seen:
     tracker.done()
     manager.wait_for(lambda: seen.of("drained"))
     assert [label for *_, label in holders(seen.of("drained")[0])] == ["a job 0 - open b  [31m\\udcff"]
+
+
+def test_what_has_ended_is_let_go(manager: FakeManager, service: Service, seen: Journal) -> None:
+    """Of what has ended only its label is kept: an entry may hold all of a request."""
+
+    class Label:
+        def __str__(self) -> str:
+            return "large"
+
+    held, label = service.create_tracker("held"), Label()
+    record, gone = Record(label, None), weakref.ref(label)
+    service.ledger.enter(record)
+    manager.stop()
+    service.ledger.leave(record)
+    manager.advance(1)
+    del record, label
+    assert gone() is None
+    held.done()
+    manager.wait_for(lambda: seen.of("drained"))
+    assert "large" in [label for *_, label in holders(seen.of("drained")[0])]
 
 
 def test_marks_are_spread() -> None:
