@@ -91,7 +91,7 @@ class Account:
         return {
             "unit": unitfile.own_service(),
             "pid": os.getpid(),
-            "role": _role(setting),
+            "role": setting.role(),
             "release": varlink.VERSION,
             "state": standing.state.value,
             "reason": standing.reason,
@@ -171,13 +171,6 @@ class Account:
         waiting, self._waiting = self._waiting, deque()
         for _, answer in waiting:
             answer(_hanging())
-
-
-def _role(setting: Setting) -> str:
-    """Say what this process is to its service: "process" is a server's worker, or runs behind a wrapper."""
-    if setting.environment.worker is not None:
-        return f"worker {setting.environment.worker.id}"
-    return "main" if setting.is_main() else "process"
 
 
 def _hanging() -> bytes:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Final
 
 from requiem_systemd import journal, report
+from requiem_systemd.chronicle import Chronicle
 from requiem_systemd.jobinfo import JobInfo
 from requiem_systemd.latch import Latch
 from requiem_systemd.ledger import HOOK, JOB, LISTENER, REQUEST, WORKER, Entry, More, Record
 from requiem_systemd.limits import Limits, kind_of
-from requiem_systemd.protocol import duration, usec
+from requiem_systemd.protocol import duration
 from requiem_systemd.setting import Setting
 from requiem_systemd.stacks import TaskIndex, brief, describe
 
@@ -30,8 +31,9 @@ class Drain:
     `idle` is called when the ledger is empty and closed, `expired` when `drain_timeout` has passed. Runs in the loop's thread.
     """
 
-    def __init__(self, setting: Setting, idle: Callable[[], object], expired: Callable[[], object]) -> None:
+    def __init__(self, setting: Setting, idle: Callable[[], object], expired: Callable[[], object], chronicle: Chronicle) -> None:
         self._setting = setting
+        self._chronicle = chronicle
         self._idle = idle
         self._expired = expired
         self.begun: Latch = Latch()
@@ -70,11 +72,13 @@ class Drain:
         setting.hooks.emit("begin", (reason,), lambda _: setting.loop.post(lambda: self._handled(opening)))
         # A hung handler does not keep the doors open for ever; it holds the stop all the same.
         setting.loop.alarm(lambda: self._handled(opening), now + setting.options.request_timeout)
+        self._chronicle.begin(reason)
         self.limits.check()
 
     def look(self) -> None:
         """See what has ended: the drain, a lame duck that waited for its jobs; and whether limits have come."""
         ledger = self._setting.ledger
+        self._chronicle.look()
         if self._lame_hold is not None and self._setting.options.lame_duck == "jobs":
             while self._lame and self._lame[-1] not in ledger.live:
                 self._lame.pop()
@@ -87,6 +91,7 @@ class Drain:
 
     def end(self) -> None:
         """It is over: nothing is shown and nothing expires any more."""
+        self._chronicle.end(len(self.limits.abandoned))
         for alarm in (self._show, self._warn, self._expire):
             self._setting.loop.cancel(alarm)
         self.limits.end()
@@ -211,7 +216,7 @@ class Drain:
             duration(elapsed),
             self.listing(),
             "--kill-whom=main " if self._setting.is_main() else "",  # a server's parent need not pass it on
-            extra=journal.record("draining-long", in_flight=len(self._setting.ledger.live), elapsed_usec=usec(elapsed)),
+            extra=journal.record("draining-long", in_flight=len(self._setting.ledger.live), **self._chronicle.fields()),
         )
 
     def _expire(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from requiem_systemd import journal, report, unitfile
+from requiem_systemd.chronicle import Chronicle
 from requiem_systemd.doors import Doors
 from requiem_systemd.drain import Drain
 from requiem_systemd.errors import ReloadError
@@ -20,8 +21,9 @@ from requiem_systemd.extender import AGAIN, FIRST, Extender
 from requiem_systemd.gate import Gate, name_of
 from requiem_systemd.hooks import Hooks
 from requiem_systemd.latch import Latch
-from requiem_systemd.ledger import Ledger
+from requiem_systemd.ledger import JOB, Ledger
 from requiem_systemd.lifecycle import Action, Event, State, step
+from requiem_systemd.limits import kind_of
 from requiem_systemd.loop import Clock, Loop
 from requiem_systemd.notify import Notifier
 from requiem_systemd.options import Options
@@ -56,8 +58,9 @@ class Engine:
         self.state: State = State.RUNNING
         self.loop: Loop = Loop(clock, self._on_byte, self._each_turn)
         self.setting: Setting = Setting(ledger, hooks, doors, self.loop)
-        self.extender: Extender = Extender(self.setting)
-        self.drain: Drain = Drain(self.setting, lambda: self.event(Event.IDLE), lambda: self.event(Event.EXPIRED))
+        chronicle = Chronicle(self.setting, self.jobs)
+        self.extender: Extender = Extender(self.setting, chronicle.extended)
+        self.drain: Drain = Drain(self.setting, lambda: self.event(Event.IDLE), lambda: self.event(Event.EXPIRED), chronicle)
         self.wayout: WayOut = WayOut(self.setting, self.extender)
         self._watchdog = Watchdog(self.setting)
         self._reason = ""
@@ -332,6 +335,11 @@ class Engine:
             ),
             workers=self.crew(),
         )
+
+    def jobs(self) -> int:
+        """Count the jobs in flight, those of a primary's workers too."""
+        own = sum(kind_of(entry) == JOB for entry, _ in self.setting.ledger.entries())
+        return own + sum(worker.jobs for worker in self.crew())
 
     # -- start and reload ----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from typing import Final
 
 from requiem_systemd.guard import Guard, folder_of
@@ -24,10 +25,11 @@ FIRST: Final = {"EXTEND_TIMEOUT_USEC": usec(EXTENSION)}
 
 
 class Extender:
-    """Extends from `begin` to `end`; idle, it sets no alarm and watches nothing."""
+    """Extends from `begin` to `end`; idle, it sets no alarm and watches nothing. `extended` is told when."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, extended: Callable[[float], object]) -> None:
         self._setting = setting
+        self._extended = extended
         self._guard: Guard | None = None
         self._extending = False
         self.until: float | None = None  # what the manager was asked for runs out, if it was told
@@ -74,7 +76,10 @@ class Extender:
             self._setting.loop.alarm(self._tick, self._setting.now() + (self._every() if told else AGAIN))
 
     def _asked(self) -> None:
-        self.until = self._setting.now() + EXTENSION if self._setting.notifier else None
+        now = self._setting.now()
+        self.until = now + EXTENSION if self._setting.notifier else None
+        if self._setting.notifier:
+            self._extended(now)
 
     def _every(self) -> float:
         return EVERY if self._setting.is_main() else EVERY_OF_WORKER

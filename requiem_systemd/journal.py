@@ -33,6 +33,9 @@ MESSAGE_IDS: Final = MappingProxyType(
         "reload-failed": "9a8b7c6d5e4f43a2b1c0d9e8f7a6b5c6",
         "mistake": "1f2e3d4c5b6a4978a6b5c4d3e2f1a0b7",
         "exit-stuck": "c4d5e6f7a8b94c0dae1f2a3b4c5d6e78",
+        "held": "feb14d2cc32d45bda051be5f0537e10a",
+        "drained": "8982232a3eac43c1bfc23e6d5c08f7ca",
+        "rolled": "ad64680a455240e680087c19b4eeae2f",
     }
 )
 
@@ -173,6 +176,14 @@ def is_journal(environment: Environment, fd: int = 2) -> bool:
     except OSError:  # stderr was closed
         return False
     return (found.st_dev, found.st_ino) == environment.journal_stream
+
+
+def tell(kind: str, text: str, **named: object) -> None:
+    """Write one record by itself, where the journal and systemd-python are: for a command, whose own output is for people."""
+    send = _native()
+    if send is not None:
+        with contextlib.suppress(Exception):  # whatever it is, the command has done its work
+            send(*fields(logging.makeLogRecord({"name": LOG.name, "levelno": logging.INFO, **record(kind, **named)}), text))
 
 
 def _native() -> Send | None:

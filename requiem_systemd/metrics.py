@@ -89,8 +89,7 @@ class Figures(Collector):
         """Count, when TimeoutStopSec= has passed, the jobs that are in flight; in the loop."""
         engine = self._service.running_engine
         if engine is not None and engine.state is State.DRAINING:
-            own = sum(kind_of(entry) == JOB for entry, _ in engine.setting.ledger.entries())
-            self._outlived += own + sum(worker.jobs for worker in engine.crew())
+            self._outlived += engine.jobs()
 
 
 F = TypeVar("F", GaugeMetricFamily, CounterMetricFamily)

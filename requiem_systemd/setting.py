@@ -42,6 +42,12 @@ class Setting:
         """Say whether the manager is a primary, which knows by itself what became of us."""
         return self.environment.worker is not None
 
+    def role(self) -> str:
+        """Say what this process is to its service: "main", "worker 3" of a cluster, or "process": a server's worker, or behind a wrapper."""
+        if self.environment.worker is not None:
+            return f"worker {self.environment.worker.id}"
+        return "main" if self.is_main() else "process"
+
     def in_container(self) -> bool:
         """Say whether a container runtime stands between us and a manager: it forwards readiness, but no EXTEND_TIMEOUT_USEC= (docs/containers.md)."""
         socket = self.environment.notify_socket

@@ -16,6 +16,7 @@ VERBS: Final = MappingProxyType(
     {
         "ps": "show what is in flight in services",
         "why": "show what holds a service's stop, where it stands, and what can be done",
+        "history": "show past drains, reloads and rolls of a unit, from the journal",
         "reload": "have a service reload, wait, and say how it went",
         "serve": "run an ASGI or WSGI application, in one process or in several",
         "roll": "start a service's next generation, and have the old ones drain",
@@ -35,12 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing = "\n".join(f"  {name:<10}{summary}" for name, summary in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="requiem-systemd",
-        usage="%(prog)s [-h] VERB ...",
+        usage="%(prog)s [-h] [--version] VERB ...",
         description=f"For services that use requiem_systemd.\n\nverbs:\n{listing}",
         epilog="requiem-systemd VERB --help says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"requiem-systemd {_version()}")
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", default=(), help=argparse.SUPPRESS)
     parser.parse_args(words)
     return 2
+
+
+def _version() -> str:
+    from requiem_systemd.varlink import VERSION  # noqa: PLC0415 - a verb need not load it
+
+    return VERSION

@@ -21,9 +21,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from requiem_systemd import journal, tally
 from requiem_systemd.cli import generations, interrupt, proof
 from requiem_systemd.cli.systemctl import Anchor, UnavailableError, anchor_name
-from requiem_systemd.protocol import length, timespan
+from requiem_systemd.protocol import clean, duration, length, timespan, usec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,8 +83,10 @@ def run(argv: Sequence[str]) -> int:
     except UnavailableError as error:
         return fail(str(error), UNAVAILABLE)
     except RefusedError as error:
+        _tell(anchor, None, 0.0, tally.REFUSED, str(error))
         return fail(str(error), REFUSED)
     except interrupt.Interrupted:
+        _tell(anchor, None, 0.0, tally.FAILED, "interrupted")
         # As the anchor's process end well if a stop has cut in: systemd would count any other status against the unit.
         stopped = ours and anchor.job() == "stop"
         return fail(f"interrupted: {anchor.name} was not rolled", 0 if stopped else FAILED)
@@ -98,18 +101,29 @@ def _roll(anchor: Anchor, options: argparse.Namespace, *, ours: bool) -> int:
         raise UnavailableError(msg)
     if ours and _again(anchor):
         return 0
-    plan = _plan(anchor, options)
+    plan, began = _plan(anchor, options), time.monotonic()
     if plan.known is None:
-        began = time.monotonic()
         if plan.again:  # systemd forgets it then, and reads its files as they are now, as it does those of all that are new
             anchor.systemctl("reset-failed", "--", *plan.again)
         say(f"{generations.named(plan.new)}: starting")
         if problem := proof.begin(anchor, plan.new, options.probation):
+            _tell(anchor, plan, time.monotonic() - began, tally.FAILED, problem)
             return fail(problem)
         say(f"{generations.named(plan.new)}: up after {time.monotonic() - began:.1f} s")
     else:
         say(f"{plan.known.name}: serves already; systemctl restart {plan.known.name} starts it anew, when its jobs have ended")
-    return _retire(anchor, plan)
+    status = _retire(anchor, plan)
+    _tell(anchor, plan, time.monotonic() - began, tally.OK)
+    return status
+
+
+def _tell(anchor: Anchor, plan: Plan | None, elapsed: float, verdict: str, reason: str = "") -> None:
+    """Leave a record for `requiem-systemd history`: what is printed goes to the journal only where the anchor runs us."""
+    new = [] if plan is None else [plan.known.name] if plan.known else plan.new
+    old = [] if plan is None or verdict != tally.OK else [one for one in plan.old if one.live]  # others drain already
+    text = f"roll of {anchor.name}: {verdict}, {generations.named(new) or 'nothing'} after {duration(elapsed)}"
+    named = {"new": generations.named(new), "old": generations.named(old), "elapsed_usec": usec(elapsed), "reason": clean(reason, 300) or None}
+    journal.tell("rolled", text, unit=anchor.unit, verdict=verdict, **named)
 
 
 def _again(anchor: Anchor) -> bool:

@@ -27,12 +27,12 @@ def table(told: Sequence[Told], paint: Paint = plain) -> list[str]:
     """Show all processes, a row each, and below it what they hold."""
     rows = [_row(one) for one in told]
     jobs = [[_job(holder) for holder in look.holders(one)[:MOST]] for one in told]
-    widths = _widths([HEAD, *(cells for cells, _ in rows)])
-    inner = _widths(itertools.chain.from_iterable(jobs))
-    lines = [_line(HEAD, widths, (BOLD,) * len(HEAD), paint)]
+    widths = widths_of([HEAD, *(cells for cells, _ in rows)])
+    inner = widths_of(itertools.chain.from_iterable(jobs))
+    lines = [line_of(HEAD, widths, (BOLD,) * len(HEAD), paint)]
     for one, (cells, colours), held_by in zip(told, rows, jobs, strict=True):
-        lines.append(_line(cells, widths, colours, paint))
-        lines += ["    " + _line(job, inner, ("",) * len(job), paint) for job in held_by]
+        lines.append(line_of(cells, widths, colours, paint))
+        lines += ["    " + line_of(job, inner, ("",) * len(job), paint) for job in held_by]
         if rest := more(one, len(held_by)):
             lines.append(f"    {rest}")
         if one.problem:
@@ -93,7 +93,8 @@ def more(told: Told, shown: int) -> str:
     return f"and {omitted} more" if omitted > 0 else ""
 
 
-def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
+def widths_of(rows: Iterable[Sequence[str]]) -> list[int]:
+    """Return how wide each column must be."""
     widths: list[int] = []
     for cells in rows:
         widths = [
@@ -102,7 +103,8 @@ def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
     return widths
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], colours: Sequence[str], paint: Paint) -> str:
+def line_of(cells: Sequence[str], widths: Sequence[int], colours: Sequence[str], paint: Paint) -> str:
+    """Write one row."""
     padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
     padded[-1] = cells[-1]
     shown = (paint(cell, colour) if colour else cell for cell, colour in zip(padded, colours, strict=True))

@@ -90,9 +90,9 @@ class Anchor:
         fields = ("_SYSTEMD_USER_UNIT", "USER_UNIT") if self._user else ("_SYSTEMD_UNIT", "UNIT")
         words = ("--quiet", "--no-pager", "--output=cat", f"--lines={LINES}", f"--since=@{since:.6f}")
         with contextlib.suppress(UnavailableError):
-            self._run("journalctl", "--sync")  # what a process wrote in its last moment may be on its way
+            run("journalctl", "--sync")  # what a process wrote in its last moment may be on its way
             for field in fields:
-                text = self._run("journalctl", *words, f"{field}={unit}").stdout
+                text = run("journalctl", *words, f"{field}={unit}").stdout
                 if text:
                     return [clean(line, 1000) for line in text.splitlines()][-LINES:]
         return []
@@ -101,7 +101,7 @@ class Anchor:
 
     def systemctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run systemctl to its end."""
-        return self._run("systemctl", *(("--user",) if self._user else ()), "--no-ask-password", *words)
+        return run("systemctl", *(("--user",) if self._user else ()), "--no-ask-password", *words)
 
     def stop(self, units: Sequence[str], *, block: bool = False) -> None:
         """Stop units, without waiting unless told so; units that are not there are no error."""
@@ -116,7 +116,7 @@ class Anchor:
         # systemd.unit(5), After=: what is started waits for any job of the units that it is ordered behind.
         words = ("--quiet", "--no-block", "--collect", f"--property=After={self.unit}", f"--description={description}")
         path = [f"--setenv=PYTHONPATH={os.environ['PYTHONPATH']}"] if "PYTHONPATH" in os.environ else []
-        done = self._run("systemd-run", *(("--user",) if self._user else ()), "--no-ask-password", *words, *path, "--", *command)
+        done = run("systemd-run", *(("--user",) if self._user else ()), "--no-ask-password", *words, *path, "--", *command)
         return clean(done.stderr, 1000) if done.returncode else ""
 
     @contextlib.contextmanager
@@ -140,22 +140,23 @@ class Anchor:
         finally:
             os.close(lock)
 
-    @staticmethod
-    def _run(*command: str) -> subprocess.CompletedProcess[str]:
-        environ = {**os.environ, "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": "", "LC_ALL": "C.UTF-8"}
-        try:
-            return subprocess.run(  # noqa: S603 - a list, no shell
-                command,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env=environ,
-            )
-        except OSError as error:
-            msg = f"{command[0]} cannot be run: {error}"
-            raise UnavailableError(msg) from error
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of systemd's to its end, in English; UnavailableError where it is not there."""
+    environ = {**os.environ, "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": "", "LC_ALL": "C.UTF-8"}
+    try:
+        return subprocess.run(  # noqa: S603 - a list, no shell
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environ,
+        )
+    except OSError as error:
+        msg = f"{command[0]} cannot be run: {error}"
+        raise UnavailableError(msg) from error
 
 
 def anchor_name(text: str) -> str:

@@ -107,6 +107,7 @@ def test_command_has_its_verbs(installed: Sandbox) -> None:
     assert first == "#!/usr/bin/python3\n"
     files = installed.run("dpkg", "--listfiles", "requiem-systemd").stdout.splitlines()
     assert "/usr/share/man/man1/requiem-systemd.1.gz" in files
+    assert "/usr/share/bash-completion/completions/requiem-systemd" in files  # where the package bash-completion looks for it
 
 
 def test_example_finishes_its_jobs(installed: Sandbox) -> None:

@@ -17,31 +17,11 @@ from requiem_systemd.journal import LOG, JournalHandler
 from requiem_systemd.limits import RECORDS_MAX
 from requiem_systemd.protocol import Environment
 from requiem_systemd.service import Service
+from tests.unit.conftest import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-class Journal(logging.Handler):
-    """What was sent, record by record; as a handler of its own it outlives a service's `install`."""
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        super().__init__(logging.INFO)
-        self.records: list[dict[str, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take what would be sent."""
-        self.send(*journal.fields(record, self.format(record)))
-
-    def send(self, *fields: bytes) -> None:
-        """Take one record."""
-        self.records.append(dict(field.decode().split("=", 1) for field in fields))
-
-    def of(self, kind: str) -> list[dict[str, str]]:
-        """Return the records of one kind."""
-        return [record for record in self.records if record.get("MESSAGE_ID") == journal.MESSAGE_IDS[kind]]
 
 
 @pytest.fixture
@@ -52,17 +32,6 @@ def sent() -> Iterator[Journal]:
     handler.take(LOG)
     yield kept
     handler.give_back()
-
-
-@pytest.fixture
-def seen() -> Iterator[Journal]:
-    """Return what would be sent while services come and go."""
-    kept = Journal()
-    LOG.addHandler(kept)
-    LOG.setLevel(logging.INFO)
-    yield kept
-    LOG.setLevel(logging.NOTSET)
-    LOG.removeHandler(kept)
 
 
 @pytest.fixture

@@ -98,13 +98,13 @@ def test_nothing_foreign_lies_in_the_package() -> None:
 def test_sdist_holds_what_a_packager_needs(sdist: list[str]) -> None:
     """The source archive holds the package, what its tests read, and the papers."""
     papers = {"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
-    needed = modules() | papers | {"pyproject.toml", "tests/unit/test_packaging.py"}
+    needed = modules() | papers | {"completions/requiem-systemd", "pyproject.toml", "tests/unit/test_packaging.py"}
     assert set() == needed - set(sdist)
 
 
 def test_sdist_holds_nothing_else(sdist: list[str]) -> None:
     """What lies about in a working tree is not published; Debian's part comes from its own archive."""
-    tops = {"docs", "examples", "man", "requiem_systemd", "tests", "units"}
+    tops = {"completions", "docs", "examples", "man", "requiem_systemd", "tests", "units"}
     papers = {"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"}
     papers |= {".gitignore", "PKG-INFO", "pyproject.toml"}
     assert set() == {name.partition("/")[0] for name in sdist} - tops - papers
