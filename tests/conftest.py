@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Folders of tests of real processes.
 REAL: Final = ("process", "fault", "conformance")
+#: How long what a test leaves behind may take to go by itself, in seconds.
+ABOUT_TO_END: Final = 5.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,9 +88,9 @@ def leak_check() -> Iterator[None]:
     left = _left(before)
     if any(left):
         gc.collect()  # what is only waiting for the collector is no leak
-        for thread in left.threads:
-            thread.join(1.0)  # nor is what is just about to end
-        left = _left(before)
+        deadline = time.monotonic() + ABOUT_TO_END
+        while any(left := _left(before)) and time.monotonic() < deadline:  # nor is what is just about to end (grpc's core has threads of its own)
+            time.sleep(0.02)
     if any(left):
         message = "left behind: " + "; ".join(_described(left))
         for child in left.children:  # the next test shall not suffer

@@ -209,7 +209,11 @@ def no_services_started() -> Iterator[None]:
 def cache() -> Path:
     """Return the folder for what outlives a run."""
     if where := os.environ.get("REQUIEM_TEST_CACHE"):
-        return Path(where).resolve()
+        path = Path(where).resolve()
+        if path.is_relative_to("/tmp") or path.is_relative_to("/run"):
+            message = f"REQUIEM_TEST_CACHE={where}: a sandbox has a /tmp and a /run of its own, and would not see it; name another place"
+            raise NotReadyError(message)
+        return path
     if os.geteuid() == 0:
         return Path("/var/cache/requiem-systemd")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "requiem-systemd"
