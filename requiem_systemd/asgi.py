@@ -16,7 +16,7 @@ from requiem_systemd import journal
 from requiem_systemd.adapters import asgiservers
 from requiem_systemd.adapters.tasks import INSIDE, in_request, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
-from requiem_systemd.ledger import CONNECTION, JOB, REQUEST, Whole
+from requiem_systemd.ledger import CONNECTION, JOB, REQUEST, Ledger, Whole
 from requiem_systemd.protocol import length
 from requiem_systemd.report import first_segment, health_path
 from requiem_systemd.service import Service, process
@@ -131,9 +131,9 @@ class TrackRequests:
         self._grace = length("keepalive_grace", keepalive_grace)
         self._service = service
         self._hooks: object = None  # of the service as it was armed: a fork's child, and a closed one, has others
-        self.ledger = service.ledger
+        self.ledger: Ledger = service.ledger
         self.loop: Any = None
-        self.ident = 0  # of the loop's thread
+        self.ident: int = 0  # of the loop's thread
         asgiservers.expect(self._start)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

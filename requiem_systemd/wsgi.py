@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from requiem_systemd.adapters import wsgiservers
 from requiem_systemd.errors import DrainingError, NotMainThreadError
-from requiem_systemd.ledger import REQUEST, Whole
+from requiem_systemd.ledger import REQUEST, Ledger, Whole
 from requiem_systemd.report import first_segment, health_path
 from requiem_systemd.service import Service, process
 
@@ -79,7 +79,7 @@ class TrackRequests:
         self.label = label
         self._service = service
         self._hooks: object = None  # of the service at its first request: a fork's child has others
-        self.ledger = service.ledger
+        self.ledger: Ledger = service.ledger
         try:
             service.arm()
         except NotMainThreadError:

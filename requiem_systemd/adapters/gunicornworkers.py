@@ -78,6 +78,7 @@ class Post:
         self._after = worker.cfg.post_request
         self._ports: list[Port] = []
         self._live: set[int] = set()
+        self._deciding: set[type] = set()  # kinds of requests
         self._record = Record("connections of the worker", None)
         self._record.more = More(CONNECTION)
 
@@ -171,17 +172,19 @@ class Post:
 
     def _pre_request(self, worker: Any, request: Any) -> None:
         self._live.add(id(request))
-        request.should_close = self._decided(request.should_close)
+        if type(request) not in self._deciding:
+            self._deciding.add(type(request))
+            type(request).should_close = self._decided(type(request).should_close)
         self._before(worker, request)
 
-    def _decided(self, theirs: Callable[[], bool]) -> Callable[[], bool]:
+    def _decided(self, theirs: Callable[[Any], bool]) -> Callable[[Any], bool]:
         """Say whether the connection ends with the answer, once, when its head is written: it must not be closed after "keep-alive"."""
-        decided: list[bool] = []
 
-        def should_close() -> bool:
-            if not decided:
-                decided.append(theirs() or self.service.draining())
-            return decided[0]
+        def should_close(request: Any) -> bool:
+            known = request.__dict__
+            if "requiem_closes" not in known:
+                known["requiem_closes"] = theirs(request) or self.service.draining()
+            return bool(known["requiem_closes"])
 
         return should_close
 

@@ -27,8 +27,8 @@ from tests.conformance.subjects import HTTP, Subject
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-STARTS: Final = 5
-PAIRS: Final = 3  # of each start
+STARTS: Final = 8
+PAIRS: Final = 2  # of each start
 AT_LEAST: Final = 0.95
 SERVE_AT_LEAST: Final = 0.97
 PATIENCE: Final = 30.0
