@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import re
 import signal
@@ -541,16 +540,15 @@ requiem.initialize()
 requiem.ready("VERSION")
 log = os.open(state / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 for job in requiem.jobs(fetch):
-    fetched = time.monotonic()
     if job.name in ("10", "50", "90"):
         time.sleep(3)  # past the next roll
-    os.write(log, f"{job.name} {fetched} VERSION\\n".encode())
+    os.write(log, f"{job.name} VERSION\\n".encode())
 """
 
 
 @pytest.mark.timeout(60)
 def test_queue_worker(rolled: Setup, sandbox: Sandbox) -> None:
-    """A worker without a listener, built on jobs(): over three rolls each job is done once, and fetching never pauses for a second."""
+    """A worker without a listener, built on jobs(): over three rolls each job is done once."""
     unit = rolled(QUEUE, StateDirectory="%p", roll="--workers 2")
     folder = f"/var/lib/private/{unit.stem}"
     produce = 'i=0; while [ $i -lt 300 ]; do : > "$0/queue/$i"; sleep 0.02; i=$((i + 1)); done'
@@ -563,9 +561,7 @@ def test_queue_worker(rolled: Setup, sandbox: Sandbox) -> None:
     unit.stop()
     lines = [line.split() for line in sandbox.read(f"{folder}/log").splitlines()]
     assert list(range(300)) == sorted(int(line[0]) for line in lines)
-    assert {"one", "two", "three", "four"} == {line[2] for line in lines}
-    times = sorted(float(line[1]) for line in lines)
-    assert max(after - before for before, after in itertools.pairwise(times)) < 1.0
+    assert {"one", "two", "three", "four"} == {line[1] for line in lines}
 
 
 # -- the manager's life
