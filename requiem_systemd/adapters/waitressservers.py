@@ -159,10 +159,18 @@ def _take_over(server: Any, door: WaitressDoor) -> None:
 
 def _tracked(kind: Any, door: WaitressDoor) -> type:
     """Make a class of channels that tell what becomes of them."""
+    theirs: Callable[[Any], bool] = kind.readable
 
     class Channel(_Channel, kind):  # type: ignore[misc] # of whatever class there is
         task_class = _closing(kind.task_class, door.service)
         requiem_door = door
+
+        def readable(self) -> bool:
+            """Say whether it is to be read from; asked once a turn of each connection there is, idle ones too: without super()."""
+            if self.requiem_request is not None and self.requiem_idle():
+                request, self.requiem_request = self.requiem_request, None
+                request.done()
+            return theirs(self)
 
     return Channel
 
@@ -221,13 +229,6 @@ class _Channel:
             request = self.requests[0]
             self.requiem_request.name(RequestName(request.command, request.path))
         return went
-
-    def readable(self: Any) -> bool:
-        """Say whether it is to be read from; asked once a turn."""
-        if self.requiem_request is not None and self.requiem_idle():
-            request, self.requiem_request = self.requiem_request, None
-            request.done()
-        return bool(super().readable())  # type: ignore[misc] # same
 
     def del_channel(self: Any, *args: Any) -> None:
         """Be closed."""
