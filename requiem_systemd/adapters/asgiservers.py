@@ -8,7 +8,9 @@ that sends in that instant loses its request (0.25 requests a restart under load
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import socket
 import sys
 from collections.abc import Callable
@@ -20,6 +22,12 @@ from requiem_systemd.listen import Listener
 LOG: Final = logging.getLogger("requiem_systemd")
 # The most that listen(2) takes; the kernel cuts it to net.core.somaxconn.
 BACKLOG: Final = 65535
+# A loop that is behind has connections whose requests it has not read yet, and which its server would close as idle: after a long drain
+# thousands come at once. A few turns that take no longer than this, in seconds, are those of a loop that has caught up; it is waited for
+# so long.
+CAUGHT_UP: Final = 0.002
+QUIET_TURNS: Final = 5
+BEHIND_MAX: Final = 5.0
 # What is known of one server only: the module that is loaded where it runs, and the function that gets (service, loop). It may return
 # what is to be called after the grace, in the engine's thread, in place of the server's own stop handler.
 _SERVERS: Final = {
@@ -53,7 +61,7 @@ def attach(host: Any, loop: asyncio.AbstractEventLoop, grace: float) -> None:
     loop.remove_signal_handler = remove_signal_handler  # type: ignore[method-assign]
     told = [_see_to(function, host, loop) for module, function in _SERVERS.items() if module in sys.modules]
     tell: Any = next(filter(None, told), lambda: host.engine.wayout.tell_others(unasked=True))
-    host.doors.add(OwnStop(host, grace, tell))
+    host.doors.add(OwnStop(host, loop, grace, tell))
 
 
 def _tracking(host: Any, create: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,17 +107,40 @@ class OwnStop:
 
     label: str = "and idle connections of the server"
 
-    def __init__(self, host: Any, grace: float, tell: Callable[[], object]) -> None:
+    def __init__(self, host: Any, loop: asyncio.AbstractEventLoop, grace: float, tell: Callable[[], object]) -> None:
         self._host = host
+        self._loop = loop
         self._grace = grace
         self._tell = tell
 
     def shut(self, done: Callable[[], object]) -> None:
-        """Call it after the grace: see doors.Door."""
+        """Call it after the grace, when the loop has caught up: see doors.Door."""
         engine = self._host.engine
+        told = False
 
         def tell() -> None:
+            nonlocal told
+            if told:
+                return
+            told = True
+            engine.loop.cancel(tell)
             self._tell()
             done()
 
-        engine.loop.alarm(tell, engine.loop.clock.now() + self._grace)
+        def after(begin: float, left: int) -> None:  # in the server's loop, a turn later
+            now = engine.loop.clock.now()
+            left = left - 1 if now - begin < CAUGHT_UP else QUIET_TURNS
+            if left:
+                self._loop.call_soon(after, now, left)
+            else:
+                engine.loop.post(tell)
+
+        def look() -> None:
+            if not self._loop.is_running():
+                tell()
+                return
+            with contextlib.suppress(RuntimeError):  # closed just now
+                self._loop.call_soon_threadsafe(after, -math.inf, QUIET_TURNS)
+            engine.loop.alarm(tell, engine.loop.clock.now() + BEHIND_MAX)
+
+        engine.loop.alarm(look, engine.loop.clock.now() + self._grace)
