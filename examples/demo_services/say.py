@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from requiem_systemd.cli.colours import paint
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def coloured(text: str, colour: str) -> str:
+    """Colour a text where the terminal can. By ourselves: nothing that the library needs is installed yet."""
+    can = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\x1b[{colour}m{text}\x1b[0m" if can and colour else text
+
+
 def say(text: str = "", colour: str = "") -> None:
     """Write a line."""
-    print(f"  {paint(sys.stdout)(text, colour) if colour else text}".rstrip(), flush=True)
+    print(f"  {coloured(text, colour)}".rstrip(), flush=True)
 
 
 def title(text: str) -> None:
     """Begin a part."""
-    print(f"\n{paint(sys.stdout)(text, '1')}", flush=True)
+    print(f"\n{coloured(text, '1')}", flush=True)
 
 
 @contextlib.contextmanager
