@@ -96,13 +96,10 @@ class TrackRequests:
             return _answer(start_response, "503 Service Unavailable" if draining else "200 OK", b"draining\n" if draining else b"ok\n")
         answer = Answer()
         answer.environ, answer.of, answer.owner = environ, self, get_ident()
-        ledger = self.ledger
-        ledger.live[answer] = ledger.clock()
-        if ledger.alert:
-            try:
-                ledger.check(answer)
-            except DrainingError:
-                return _answer(start_response, "503 Service Unavailable", b"stopped\n")
+        try:
+            self.ledger.enter(answer)
+        except DrainingError:
+            return _answer(start_response, "503 Service Unavailable", b"stopped\n")
         try:
             answer.body = body = self.app(environ, start_response)
         except BaseException:
