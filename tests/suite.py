@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Final
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
-from tests.debians import BOOTED, root_tree  # noqa: E402 -- found thanks to the line above, before anything is installed
+from tests import matrix  # noqa: E402 -- found thanks to the line above, before anything is installed
+from tests.debians import BOOTED, root_tree  # noqa: E402
 from tests.rows import Row, counted, table  # noqa: E402
 from tests.supplies import (  # noqa: E402
     BASE,
@@ -61,12 +62,12 @@ PORTABLE: Final = ("unit", "property", "process")
 EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "conformance", "systemd", "roots", "slow")
 # What newer versions of systemd do otherwise than 252; CI, which has 20 minutes, runs only this on them. `tests/run roots`: all.
 DIFFERS: Final = "(reload or reexec or units or journal or unhealthy) and not (example or rolling or cluster or queues or adapters)"
-PARTS: Final = (*EVERYTHING, "bench")
+PARTS: Final = (*EVERYTHING, "matrix", "bench")
 #: Parts that are run at the same time where all of them are: they wait most of the time.
 TOGETHER: Final = ("conformance", "systemd")
 #: What other Pythons get. CI, which has 20 minutes, does without the frameworks there, and without the tests with a real systemd that need them.
 ELSEWHERE: Final = ("tests",) if os.environ.get("CI") else ("tests", "frameworks")
-NEEDS_ROOT: Final = ("systemd", "roots")
+NEEDS_ROOT: Final = ("systemd", "roots", "matrix")
 
 PACKAGES: Final = {
     "conformance": ("redis-server",),
@@ -76,6 +77,7 @@ PACKAGES: Final = {
     "bench": ("redis-server", "wrk"),
     "slow": ("nodejs", "redis-server", "systemd-container", *PACKAGING),
     "roots": ("mmdebstrap", "systemd-container"),
+    "matrix": ("haproxy", "mmdebstrap", "nodejs", "redis-server", "systemd-container", *PACKAGING),
 }
 
 #: A Python that Debian 12 does not have; run where one is found.
@@ -250,9 +252,19 @@ def run_part(part: str, venv: Path, arguments: Sequence[str]) -> list[Row]:
             rows = side_by_side((PYTHON, *SUITES), arguments)
         case place if place in (PYTHON, *SUITES):
             rows = at(place, arguments)
+        case "matrix":  # the Debian package, installed on each Debian
+            rows = run_matrix(arguments)
+        case place if place in matrix.PLACES:
+            rows = matrix.run(place, venv, arguments)
         case _:
             rows = [run_pytest(part, venv, arguments)]
     return rows
+
+
+def run_matrix(arguments: Sequence[str]) -> list[Row]:
+    """Build the Debian package, and run what is to be run against it, on all Debians at once."""
+    with matrix.built() as row:
+        return [row, *(side_by_side(tuple(matrix.PLACES), arguments) if row.passed else ())]
 
 
 def batches(parts: Sequence[str]) -> list[Sequence[str]]:

@@ -115,6 +115,9 @@ def begin(box: Sandbox, python: str, one: Documented, port: int, broker: str) ->
     box.run(python, f"{one.folder}/{one.begins}", cwd=one.folder, env={"PYTHONPATH": str(CHECKOUT), "EXAMPLE_BROKER": broker})
 
 
+@pytest.mark.since("0.93", "lifespan= as the example has it", "fastapi")
+@pytest.mark.since("2.12", "worker that the adapter can hold", "rq")
+@pytest.mark.since("25", "arbiter that the adapter can hold", "gunicorn")
 @pytest.mark.timeout(120)
 def test_documented_units(sandbox: Sandbox, python: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Each is ready, has a job of 5 s, and ends well after it, though it has 2 s; nothing is signalled that it would not stand."""
