@@ -174,9 +174,19 @@ def test_cluster(service: ServiceFactory, sandbox: Sandbox, python: str) -> None
 
 @pytest.mark.soak
 def test_without_systemd_python(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
-    """Lines on standard error are enough for when and how long."""
+    """A plain install tells the same, names and all."""
     script = "import sys\nsys.modules['systemd'] = None\n" + JOBS
     unit = service(script, Environment=f"PYTHONPATH={CHECKOUT}")
+    assert unit.stop().result == "success"
+    (drain,) = told(sandbox, python, unit.name)
+    assert (drain["outcome"], drain["drain"]["role"], drain["drain"]["outlived"]) == ("ended", "main", 1)
+    assert {bar["label"] for bar in drain["drain"]["bars"]} == {"mail 7", "export 42"}
+
+
+@pytest.mark.soak
+def test_without_the_socket(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
+    """Lines on standard error are enough for when and how long."""
+    unit = service(JOBS, Environment=f"PYTHONPATH={CHECKOUT}", InaccessiblePaths="/run/systemd/journal/socket")
     assert unit.stop().result == "success"
     (drain,) = told(sandbox, python, unit.name)
     assert (drain["outcome"], drain["reason"], drain["drain"]["in_flight"], drain["drain"]["bars"]) == ("ended", "SIGTERM", 2, [])

@@ -232,7 +232,7 @@ def test_stopped_worker_of_a_server() -> None:
 
 
 def test_without_fields() -> None:
-    """Lines of a service without systemd-python tell when and how long."""
+    """Lines of a service that cannot reach the journal's socket tell when and how long."""
     lines = ["running -> draining: SIGTERM, 2 in flight", "draining -> stopped: SIGTERM, 0 in flight", "reloading, another queued -> nonsense: x, 1 in flight"]
     found = [records._from_line(record) for record in records.parse([line("", 10.0 + number, MESSAGE=text) for number, text in enumerate(lines)])]
     (one,) = events.happenings([record for record in found if record is not None])
