@@ -6,6 +6,7 @@ looked up in `_actions`; each signal in `_signals`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -64,6 +65,7 @@ class Engine:
         self.wayout: WayOut = WayOut(self.setting, self.extender)
         self._watchdog = Watchdog(self.setting)
         self._reason = ""
+        self._change: Callable[..., object] = dict  # logs the last change of state
         self._status = ""
         self._since = clock.now()
         self._starting: list[str] = []
@@ -227,16 +229,20 @@ class Engine:
         self.state, actions = step(before, event)
         if self.state is not before:
             self._since = self.setting.now()
-            count = len(self.setting.ledger.live)
-            fields = journal.record("state", state=self.state.name, previous=before.name, in_flight=count)
             ended = "reload failed" if event is Event.RELOADED and self._reload_error else event.value
-            cause = self._reason or ended
-            LOG.info("%s -> %s: %s, %d in flight", before.value, self.state.value, cause, count, extra=fields)
+            self._change = functools.partial(self._log_change, before, self.state, self._reason or ended, len(self.setting.ledger.live))
+            if self.state is not State.DRAINING:  # a drain's begin is told when the manager has heard of it, with who holds it
+                self._change()
         for action in actions:
             try:
                 self._actions[action]()
             except Exception:  # the next one is done all the same: a drain that was begun must close its doors and end
                 LOG.exception("the engine failed to %s; it goes on", action.value)
+
+    @staticmethod
+    def _log_change(before: State, after: State, cause: str, count: int, **more: object) -> None:
+        fields = journal.record("state", state=after.name, previous=before.name, in_flight=count, **more)
+        LOG.info("%s -> %s: %s, %d in flight", before.value, after.value, cause, count, extra=fields)
 
     def _each_turn(self) -> None:
         if self.state is State.DRAINING:
@@ -440,7 +446,7 @@ class Engine:
     def _run_drain(self) -> None:
         self.loop.cancel(self._missing_ready)
         self._refuse_reloads()
-        self.drain.run(self._reason)
+        self.drain.run(self._reason, self._change)
 
     def _release(self) -> None:
         self.tally.stopped = self.setting.ledger.clock()

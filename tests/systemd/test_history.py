@@ -123,6 +123,18 @@ def test_killed_in_the_drain(service: ServiceFactory, sandbox: Sandbox, python: 
     assert sandbox.read("/run/requiem-tests/drain.svg").startswith("<svg ")
 
 
+def test_killed_at_once(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
+    """A drain that was killed in its first second has the names of its jobs too."""
+    unit = service(JOBS, Environment=f"PYTHONPATH={CHECKOUT}")
+    unit.kill("TERM")
+    unit.wait_for("running -> draining")
+    unit.kill("KILL")
+    unit.wait_for("Failed with result 'signal'")
+    (drain,) = told(sandbox, python, unit.name)
+    assert drain["outcome"] == "killed: signal 9"
+    assert "export 42" in [bar["label"] for bar in drain["drain"]["bars"] if bar["end"] is None]
+
+
 def test_not_for_everybody(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
     """Who may not read the journal hears so, and what to do; a unit that nothing is known of is 1."""
     service(JOBS, Environment=f"PYTHONPATH={CHECKOUT}")

@@ -169,6 +169,15 @@ def test_killed() -> None:
     assert [bar.label for bar in events.lost(one)] == ["export"]
 
 
+def test_killed_at_once() -> None:
+    """Of a drain that was killed before it could say more, its begin tells who held it."""
+    begun = {**CHRONICLE, "REQUIEM_ELAPSED_USEC": "2000", "REQUIEM_HOLDERS": "job -5000 - open export", "REQUIEM_OUTLIVED": ""}
+    killed = by_systemd(records.EXITED, 100.3, COMMAND="ExecStart", EXIT_CODE="killed", EXIT_STATUS="9")
+    one = only([change("DRAINING", "RUNNING", 100.002, **begun), killed])
+    assert (one.at, one.outcome, round(one.seconds or 0, 3), course(one).outlived) == (100.0, "killed: signal 9", 0.3, 0)
+    assert [bar.label for bar in events.lost(one)] == ["export"]
+
+
 def test_control_process_ends_nothing() -> None:
     """The end of an ExecReload= is not the service's."""
     ended = by_systemd(records.EXITED, 101.0, COMMAND="ExecReload", EXIT_CODE="exited", EXIT_STATUS="1")
