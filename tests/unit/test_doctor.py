@@ -219,6 +219,15 @@ def test_program_is_looked_at(tmp_path: Path) -> None:
         ("gunicorn app", "other.py", "graceful_timeout = 300\n", set()),
         ("uwsgi --ini x.ini", "x.ini", "[uwsgi]\nmaster = true\n", {"no-drain"}),
         ("uwsgi --ini x.ini", "x.ini", "hook-master-start = unix_signal:15 gracefully_kill_them_all\n", set()),
+        ("uwsgi --ini x.ini --hook-master-start 'unix_signal:15 gracefully_kill_them_all'", "x.ini", "", set()),
+        ("arq jobs.worker.WorkerSettings", "jobs/worker.py", "class WorkerSettings:\n    functions = [job]\n", {"no-drain"}),
+        ("arq jobs.worker.WorkerSettings", "jobs/worker.py", "class WorkerSettings:\n    job_completion_wait = 200\n", {"stop-timeout-short"}),
+        ("arq jobs.worker.WorkerSettings", "jobs/worker.py", "class WorkerSettings:\n    job_completion_wait: int = 90\n", set()),
+        ("huey_consumer main.huey -g TERM --shutdown-timeout 200", "x", "", {"stop-timeout-short"}),
+        ("huey_consumer main.huey --graceful-signal=INT", "x", "", {"no-drain"}),
+        ("pm2-runtime start ecosystem.config.js", "ecosystem.config.js", "module.exports = {apps: [{kill_timeout: 60000}]}", set()),
+        ("pm2-runtime start ecosystem.config.js", "ecosystem.config.js", "module.exports = {apps: [{kill_timeout: 3000}]}", {"pm2-kill"}),
+        ("docker compose up --timeout 60", "x", "", {"docker-outside"}),
         ("puma", "config/puma.rb", "workers 2\n  worker_shutdown_timeout(200)\n", {"stop-timeout-short"}),
         ("sidekiq", "config/sidekiq.yml", ":concurrency: 5\n:timeout: 200\n", {"stop-timeout-short"}),
     ],
@@ -229,6 +238,8 @@ def test_configuration_is_looked_at(tmp_path: Path, command: str, file: str, tex
     lines = PLAIN.replace("/usr/bin/python3 -m app", f"/usr/bin/{command}").replace("10min", "100").replace(
         "[Service]", f"Requires=app.socket\n[Service]\nKillMode=mixed\nOOMPolicy=continue\nWorkingDirectory={tmp_path}"
     )
+    if command.startswith(("arq", "huey")):  # who says READY=1 for these has the library
+        lines = lines.replace("Type=notify", "Type=exec")
     assert found(write(tmp_path / "app.service", lines)) == ids
 
 

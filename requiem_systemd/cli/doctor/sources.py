@@ -134,6 +134,8 @@ def _config(name: str, unit: Unit) -> str:
     if facts.program is None or facts.container:
         return ""
     named = parse.option(facts.arguments, *facts.program.configs) or facts.program.config
+    if facts.program.settings:
+        named = next((f"{word.rpartition('.')[0].replace('.', '/')}.py" for word in facts.arguments if not word.startswith("-")), "")
     folder = facts.get("WorkingDirectory").lstrip("-")
     return _head(os.path.join(folder, named.removeprefix("file:"))) if named else ""
 
