@@ -172,7 +172,7 @@ class Engine:
         self.extender.open()
         if self.setting.environment.runtime_directory is not None:
             self._account = self._modules["account"].Account(self.setting, self.standing)
-            self._control = self._modules["control"].open_for(self.setting.environment, self.loop, self.reload, self._account.methods)
+            self._control = self._modules["control"].open_for(self.setting.environment, self.loop, self.reload, self._reload_note, self._account.methods)
         if self.setting.environment.worker is not None:
             self._channel = self._modules["channel"].Upward(self.setting.environment.worker.channel, self.loop, self._told_to_drain, self._left_alone)
             self.notifier.tell(X_REQUIEM_ONLINE=1)
@@ -386,6 +386,9 @@ class Engine:
         self._reload_waiters.append(waiter)
         self.event(Event.RELOAD)
 
+    def _reload_note(self) -> str:
+        return "" if self.setting.hooks.has("reload") else report.NO_HANDLER
+
     def _say_ready(self) -> None:
         self.extender.end()
         status = f"Reload failed: {self._reload_error}" if self._reload_error else self.setting.shown(self._status)
@@ -410,6 +413,8 @@ class Engine:
 
     def _run_reload(self) -> None:
         self._reloading, self._reload_waiters = self._reload_waiters, []
+        if not self._reloading and self._reload_note():  # whoever sent a signal has no answer to read it in
+            LOG.info("%s", self._reload_note())
 
         def ended(errors: list[BaseException]) -> None:
             reason = clean("; ".join(map(_reason, errors)), 300)
