@@ -230,8 +230,9 @@ class Chronicle:
 
     def _ask(self) -> None:
         """Read how long systemd would have waited, where that can be known."""
-        name = unitfile.own_service() if _manager(self._setting) == unitfile.SYSTEM_SOCKET else None
-        self._stop_timeout = unitfile.stop_timeout(name) if name else None
+        folders = unitfile.folders_of(_manager(self._setting))
+        name = unitfile.own_service() if folders else None
+        self._stop_timeout = unitfile.stop_timeout(name, folders) if name else None
         # The timeout is the main process's: a worker that is replaced has none.
         if self._stop_timeout is not None and self._stop_timeout < math.inf and self._setting.role() == "main":
             self._outlived = 0

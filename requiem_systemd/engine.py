@@ -211,8 +211,9 @@ class Engine:
     @staticmethod
     def _unit(manager: str | None) -> Mapping[str, str] | None:
         """Return what the service's unit says, if that can be known."""
-        name = unitfile.own_service() if manager == unitfile.SYSTEM_SOCKET else None
-        return unitfile.settings(name) if name else None
+        folders = unitfile.folders_of(manager)
+        name = unitfile.own_service() if folders else None
+        return unitfile.settings(name, folders) if name else None
 
     def _missing_ready(self) -> None:
         if self.state is State.STARTING and not self._starting:

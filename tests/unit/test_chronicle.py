@@ -25,7 +25,7 @@ def deadline(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def deadline(seconds: float) -> None:
         monkeypatch.setattr(unitfile, "own_service", lambda: "x.service")
-        monkeypatch.setattr(unitfile, "stop_timeout", lambda _: seconds)
+        monkeypatch.setattr(unitfile, "stop_timeout", lambda *_: seconds)
         monkeypatch.setattr(chronicle, "_manager", lambda _: unitfile.SYSTEM_SOCKET)
 
     return deadline
