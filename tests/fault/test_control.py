@@ -153,7 +153,9 @@ def test_hostile_messages(attacked: Attacked, count: int) -> None:
     chance = random.Random(count)
     attack(attacked.socket, 2_000, chance)  # what it loads and keeps at the first of each kind
     descriptors, memory = attacked.descriptors(), attacked.memory()
-    attack(attacked.socket, count, chance)
+    begin = time.monotonic()
+    sent = attack(attacked.socket, count, chance)
+    print(f"{sent} messages and connections in {time.monotonic() - begin:.1f} s, {attacked.memory() - memory} KiB and {attacked.descriptors() - descriptors} descriptors more")
     assert attacked.describe()["state"] == "draining"
     attacked.await_descriptors(descriptors)
     assert attacked.memory() - memory < GROWTH
@@ -163,12 +165,14 @@ def test_hostile_messages(attacked: Attacked, count: int) -> None:
 def test_idle_clients(attacked: Attacked) -> None:
     """Two hundred clients that say nothing cost no more than the few places there are; whoever comes is served."""
     attacked.describe()
-    descriptors = attacked.descriptors()
+    descriptors, memory = attacked.descriptors(), attacked.memory()
     with contextlib.ExitStack() as stack:
         for _ in range(IDLE):
             stack.enter_context(contextlib.closing(Caller(attacked.socket)))
             assert attacked.describe()["in_flight"] == 1
+        print(f"{IDLE} idle clients: {attacked.memory() - memory} KiB and {attacked.descriptors() - descriptors} descriptors more")
         assert attacked.descriptors() <= descriptors + 17
+        assert attacked.memory() - memory < GROWTH
     attacked.await_descriptors(descriptors)
     attacked.finish()
 
