@@ -56,7 +56,7 @@ def test_corpus_is_whole() -> None:
 
 def test_every_rule_is_met() -> None:
     """Each rule has a unit in the corpus that it speaks of, but for those that need a systemd or a program."""
-    live = {"was-killed", "user-limit", "user-linger", "notify-reload-unknown", "stale", "fdstore-zero"}
+    live = {"was-killed", "user-limit", "user-linger", "notify-reload-unknown", "stale", "fdstore-zero", "user-namespace"}
     assert {rule.id for rule in RULES} - set().union(*(ids for _, ids in table())) == live
 
 
@@ -91,6 +91,24 @@ def judged(text: str, **more: Any) -> set[str]:
 def test_told_by_systemd(more: dict[str, Any], ids: set[str]) -> None:
     """What systemd tells of a loaded unit, of itself and of the user counts; with none there is nothing to find."""
     assert judged(PLAIN, **more) == ids
+
+
+@pytest.mark.parametrize(("setting", "ids"), [("", set()), ("kernel.unprivileged_userns_clone=0", {"user-namespace"})])
+def test_user_namespaces(setting: str, ids: set[str]) -> None:
+    """Where users may have no user namespace, a unit that asks for one does not start, or not as it says."""
+    text = PLAIN.replace("[Service]", "[Service]\nPrivateUsers=yes")
+    assert judged(text, user=True, lingers=True, limits={"user@": 3600.0}, forbids=setting) == ids
+    assert judged(PLAIN, user=True, lingers=True, limits={"user@": 3600.0}, forbids=setting) == set()
+
+
+def test_kernel_settings(tmp_path: Path) -> None:
+    """Which setting forbids them is read where the kernel has it; each kind of system has another."""
+    assert sources.forbidding(str(tmp_path)) == ""
+    write(tmp_path / "kernel" / "unprivileged_userns_clone", "1\n")
+    write(tmp_path / "user" / "max_user_namespaces", "0\n")
+    assert sources.forbidding(str(tmp_path)) == "user.max_user_namespaces=0"
+    write(tmp_path / "kernel" / "apparmor_restrict_unprivileged_userns", "1\n")
+    assert sources.forbidding(str(tmp_path)) == "kernel.apparmor_restrict_unprivileged_userns=1"
 
 
 @pytest.mark.parametrize(("version", "ids"), [(252, {"notify-reload-unknown"}), (253, set()), (None, set())])

@@ -56,6 +56,7 @@ class Source(NamedTuple):
     limits: Mapping[str, float] = MappingProxyType({})  # "reboot", "user@": seconds, where systemd told
     lingers: bool | None = None
     process: str = ""  # the running main process's name
+    forbids: str = ""  # what of the kernel's settings keeps user namespaces from the users that this one's manager is of
 
 
 class Facts:

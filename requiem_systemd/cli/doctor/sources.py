@@ -36,6 +36,12 @@ _USER_FOLDERS: Final = (
     "/.config/systemd/user/",
     "/.config/containers/systemd/",
 )
+# Ubuntu's since 23.10, Debian's, everybody's
+_FORBIDDING: Final = (
+    ("kernel.apparmor_restrict_unprivileged_userns", "1"),
+    ("kernel.unprivileged_userns_clone", "0"),
+    ("user.max_user_namespaces", "0"),
+)
 _MOST: Final = 1_000_000  # characters of a program that are looked at
 
 
@@ -162,7 +168,7 @@ def from_systemd(name: str, *, user: bool = False) -> Source:
             others[other] = _loaded(told)
     return Source(
         name, unit, others, shown, user=user, version=_version(user=user), script=_script(name, unit), config=_config(name, unit), limits=_limits(user=user),
-        lingers=_lingers() if user else None, process=_process(shown.get("MainPID", "0")),
+        lingers=_lingers() if user else None, process=_process(shown.get("MainPID", "0")), forbids=forbidding() if user and os.getuid() else "",
     )  # fmt: skip  # one line a thought
 
 
@@ -224,6 +230,14 @@ def _system_answers() -> bool:
 
 def _lingers() -> bool:
     return any(os.path.basename(path) == _login() for path in glob.glob("/var/lib/systemd/linger/*"))
+
+
+def forbidding(folder: str = "/proc/sys") -> str:
+    """Return the setting of the kernel, as sysctl(8) shows it, by which a user without rights may make no user namespace; empty for none."""
+    for name, value in _FORBIDDING:
+        if (text_of(os.path.join(folder, name.replace(".", "/"))) or "").strip() == value:
+            return f"{name}={value}"
+    return ""
 
 
 def _login() -> str:
