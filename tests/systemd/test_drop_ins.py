@@ -87,6 +87,7 @@ def install(box: Sandbox, python: str, one: Documented, port: int, broker: str) 
         text = (EXAMPLES / example).read_text()
         box.write(f"{one.folder}/{place}", text + ("\napplication = app\n" if place.endswith("wsgi.py") else ""))
     for place, source in one.links.items():
+        box.run("rm", "-rf", place)  # where there is what stands for it, see test_units
         box.run("mkdir", "-p", Path(place).parent)
         box.run("ln", "-sfn", Path(python).parents[1] / source, place)
     box.unit(one.unit, (CORPUS / one.unit).read_text())
