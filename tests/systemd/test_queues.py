@@ -145,6 +145,7 @@ def test_template(sandbox: Sandbox, python: str, broker: redisserver.Server, nam
     module = "app" if name == "celery" else example.stem
     unit = Unit(sandbox, f"{name}.service")
     sandbox.write(f"/srv/{name}/{module}.py", example.read_text())
+    sandbox.run("rm", "-rf", f"/srv/{name}/venv")  # where there is what stands for it, see test_units
     sandbox.run("ln", "-sfn", Path(python).parents[1], f"/srv/{name}/venv")
     sandbox.unit(unit.name, (CHECKOUT / "units" / unit.name).read_text())
     environment = {
