@@ -141,55 +141,52 @@ def shop(sandbox: Sandbox, python: str, request: pytest.FixtureRequest, tmp_path
     sandbox.daemon_reload()
 
 
-@pytest.mark.timeout(240)
-def test_rolling_restart(shop: Shop, request: pytest.FixtureRequest) -> None:
-    """`for i in 8001 8002; do systemctl restart shop@$i || break; done` under 500 requests/s fails none, again and again."""
-    times = 10 if request.config.getoption("--full") else 2
-    shop.install()
-    for unit in shop.units:
-        unit.start()
-    with shop.proxied():
-        shop.await_states("UP", "UP")
-        with Load(f"127.0.0.1:{shop.port}", new=250, keep=250) as load:
-            time.sleep(1.0)
-            for _ in range(times):
-                for unit in shop.units:
-                    unit.restart()
-            time.sleep(1.0)
-            figures = load.stop()
+def restart_all(shop: Shop, times: int, pause: float) -> None:
+    """Restart one after the other under 500 requests/s, so many times, with so many seconds after each: none fails, and each serves."""
+    shop.await_states("UP", "UP")
+    with Load(f"127.0.0.1:{shop.port}", new=250, keep=250) as load:
+        time.sleep(1.0)
+        for _ in range(times):
+            for unit in shop.units:
+                unit.restart()
+                time.sleep(pause)
+        time.sleep(1.0)
+        figures = load.stop()
     answered = {body.split()[1] for body in figures.bodies}
     print(
-        f"{times} rolling restarts of two instances: {figures.sent} requests, {sum(figures.failed.values())} failed, "
+        f"{times} rolling restarts of two instances, {shop.example}: {figures.sent} requests, {sum(figures.failed.values())} failed, "
         f"slowest {figures.slowest:.3f} s, {len(answered)} processes answered"
     )
     assert figures.failed == {}
     assert len(answered) == 2 * (times + 1)
 
 
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> int:
+    """Return how often all are restarted."""
+    return 10 if request.config.getoption("--full") else 2
+
+
+@pytest.mark.timeout(240)
+def test_rolling_restart(shop: Shop, times: int) -> None:
+    """`for i in 8001 8002; do systemctl restart shop@$i || break; done` under load fails no request, again and again."""
+    shop.install()
+    for unit in shop.units:
+        unit.start()
+    with shop.proxied():
+        restart_all(shop, times, 0.0)
+
+
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("shop", ["haproxy-agent.cfg"], indirect=True)
-def test_agent(shop: Shop, request: pytest.FixtureRequest) -> None:
+def test_agent(shop: Shop, times: int) -> None:
     """Told by an agent, with a second between two restarts, no request fails either; a bound client still reaches an instance that drains."""
-    times = 10 if request.config.getoption("--full") else 2
     shop.install()
     shop.box.systemctl("start", "drain-agent.socket", *(unit.name for unit in shop.units))
     with shop.proxied():
-        shop.await_states("UP", "UP")
-        with Load(f"127.0.0.1:{shop.port}", new=250, keep=250) as load:
-            time.sleep(1.0)
-            for _ in range(times):
-                for unit in shop.units:
-                    unit.restart()
-                    time.sleep(1.0)  # as docs/fleet.md has it
-            figures = load.stop()
-        print(
-            f"{times} rolling restarts of two instances by an agent: {figures.sent} requests, {sum(figures.failed.values())} failed, "
-            f"slowest {figures.slowest:.3f} s"
-        )
-        assert figures.failed == {}
-        assert len({body.split()[1] for body in figures.bodies}) == 2 * (times + 1)
+        restart_all(shop, times, 1.0)
         cookie, process = shop.ask()
         which = ("8001", "8002").index(cookie)
         shop.box.systemctl("stop", "--no-block", shop.units[which].name)
