@@ -235,7 +235,7 @@ def user(sandbox: Sandbox) -> Iterator[User]:
     """Return a user without rights, whose manager runs."""
     # nspawn puts a file on it that is deleted, over which nothing can be mounted (ProtectKernelLogs=); no machine has it so
     sandbox.run("umount", "/proc/kmsg", check=False)
-    with User(sandbox, "alice", 1234) as made:
+    with User(sandbox, "somebody", 1234) as made:
         yield made
 
 

@@ -48,7 +48,7 @@ def test_only_service_section(tmp_path: Path) -> None:
     ("socket", "first"),
     [
         ("/run/systemd/notify", "/etc/systemd/system.control"),
-        ("/run/user/1000/systemd/notify", "/home/alice/.config/systemd/user.control"),
+        ("/run/user/1000/systemd/notify", "/home/somebody/.config/systemd/user.control"),
         ("/run/user/x/systemd/notify", None),
         ("@abstract", None),
         (None, None),
@@ -56,7 +56,7 @@ def test_only_service_section(tmp_path: Path) -> None:
 )
 def test_folders_of_a_manager(monkeypatch: pytest.MonkeyPatch, socket: str | None, first: str | None) -> None:
     """The system's manager and a user's each have their own load path; what else listens has none."""
-    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("HOME", "/home/somebody")
     assert next(iter(unitfile.folders_of(socket)), None) == first
     assert [folder for folder in unitfile.folders_of(socket) if not folder.startswith("/") or "{" in folder] == []
 
