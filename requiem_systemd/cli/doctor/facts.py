@@ -56,6 +56,7 @@ class Source(NamedTuple):
     limits: Mapping[str, float] = MappingProxyType({})  # "reboot", "user@": seconds, where systemd told
     lingers: bool | None = None
     process: str = ""  # the running main process's name
+    needrestart: bool = False  # it is installed, and nothing of ours is in its configuration
 
 
 class Facts:

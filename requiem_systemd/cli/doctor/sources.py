@@ -161,6 +161,7 @@ def from_systemd(name: str, *, user: bool = False) -> Source:
     return Source(
         name, unit, others, shown, user=user, version=_version(user=user), script=_script(name, unit), config=_config(name, unit), limits=_limits(user=user),
         lingers=_lingers() if user else None, process=_process(shown.get("MainPID", "0")),
+        needrestart=not user and needrestart(name),
     )  # fmt: skip  # one line a thought
 
 
@@ -222,6 +223,13 @@ def _system_answers() -> bool:
 
 def _lingers() -> bool:
     return any(os.path.basename(path) == _login() for path in glob.glob("/var/lib/systemd/linger/*"))
+
+
+def needrestart(name: str, folder: str = "/etc/needrestart") -> bool:
+    """Say whether needrestart is there, and would restart instances by their own names: its configuration names neither us nor them."""
+    stem = re.escape(name.partition("@")[0])
+    texts = [text_of(path) or "" for path in (f"{folder}/needrestart.conf", *listed(f"{folder}/conf.d"))]
+    return bool(texts[0]) and not any(re.search(rf"^[^#]*(?:requiem-systemd|\b{stem}@)", text, re.MULTILINE) for text in texts)
 
 
 def _login() -> str:
