@@ -110,6 +110,18 @@ def test_command_has_its_verbs(installed: Sandbox) -> None:
     assert "/usr/share/bash-completion/completions/requiem-systemd" in files  # where the package bash-completion looks for it
 
 
+def test_needrestart_is_told(installed: Sandbox) -> None:
+    """What is in needrestart's conf.d is Perl that works, and has it take its scripts from where they are laid out; they renew a unit by their names."""
+    snippet = "/etc/needrestart/conf.d/requiem-systemd.conf"
+    perl = f'our %nrconf = (restart_d => "/etc/needrestart/conf.d"); do "{snippet}"; die $@ if $@; print $nrconf{{restart_d}}'
+    folder = installed.run("perl", "-we", perl).stdout
+    assert folder == "/run/requiem-systemd/restart.d"
+    assert installed.run("readlink", f"{folder}/requiem-systemd.conf").stdout == f"{snippet}\n"
+    installed.run("ln", "-s", "/usr/bin/requiem-systemd", "/root/nowhere.service")
+    done = installed.run("/root/nowhere.service", check=False)
+    assert (done.returncode, done.stderr) == (3, "requiem-systemd renew: nowhere.service: systemctl says not-found\n")
+
+
 def test_example_finishes_its_jobs(installed: Sandbox) -> None:
     """An example, as it is installed, finishes the jobs in flight at a stop that takes longer than TimeoutStopSec=."""
     done = installed.run("sh", ROOT / "debian" / "tests" / "systemd", check=False, timeout=120)

@@ -56,7 +56,7 @@ def test_corpus_is_whole() -> None:
 
 def test_every_rule_is_met() -> None:
     """Each rule has a unit in the corpus that it speaks of, but for those that need a systemd or a program."""
-    live = {"was-killed", "user-limit", "user-linger", "notify-reload-unknown", "stale", "fdstore-zero", "user-namespace"}
+    live = {"was-killed", "user-limit", "user-linger", "notify-reload-unknown", "stale", "fdstore-zero", "user-namespace", "needrestart"}
     assert {rule.id for rule in RULES} - set().union(*(ids for _, ids in table())) == live
 
 
@@ -83,6 +83,7 @@ def judged(text: str, **more: Any) -> set[str]:
         ({"live": {"NeedDaemonReload": "yes"}}, {"stale"}),
         ({"live": {"NeedDaemonReload": "no", "Result": "timeout"}}, {"was-killed"}),
         ({"live": {"Result": "success"}, "limits": {"reboot": 300.0}}, {"reboot-limit"}),
+        ({"needrestart": True}, set()),
         ({"user": True}, {"user-limit"}),
         ({"user": True, "lingers": False, "limits": {"user@": 3600.0}}, {"user-linger"}),
         ({"user": True, "lingers": True, "limits": {"user@": 3600.0}}, set()),
@@ -109,6 +110,40 @@ def test_kernel_settings(tmp_path: Path) -> None:
     assert sources.forbidding(str(tmp_path)) == "user.max_user_namespaces=0"
     write(tmp_path / "kernel" / "apparmor_restrict_unprivileged_userns", "1\n")
     assert sources.forbidding(str(tmp_path)) == "kernel.apparmor_restrict_unprivileged_userns=1"
+
+
+def test_capped_drain_ends_before_a_reboot_does() -> None:
+    """Where the drain is capped, a reboot waits for it, whatever TimeoutStopSec= says."""
+    text = PLAIN.replace("TimeoutStopSec=10min", "TimeoutStopSec=1h\nKillMode=mixed\nEnvironment=REQUIEM_DRAIN_TIMEOUT=LIMIT")
+    assert judged(text.replace("LIMIT", "25min")) == set()
+    assert judged(text.replace("LIMIT", "40min")) == {"reboot-limit"}
+
+
+def test_needrestart_restarts_generations() -> None:
+    """Where needrestart is not told of us, it is said of a generation; not of other instances."""
+    text = (UNITS / "rolling@.service").read_text()
+    anchor = {"app.service": Unit(((UNITS / "rolling.service").read_text(),))}
+    for others, ids in ((anchor, {"needrestart"}), ({}, set())):
+        found = {one.id for one in findings(Source("app@3.service", Unit((text,)), others, needrestart=True)) if one.severity != NOTES}
+        assert found == ids
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, False),
+        ({"needrestart.conf": "$nrconf{restart} = 'a';"}, True),
+        ({"needrestart.conf": "#", "conf.d/requiem-systemd.conf": "$nrconf{restart_d} = '/run/requiem-systemd/restart.d';"}, False),
+        ({"needrestart.conf": "#", "conf.d/shop.conf": "$nrconf{override_rc}{qr(^shop@)} = 0;"}, False),
+        ({"needrestart.conf": "#", "conf.d/shop.conf": "$nrconf{override_rc}{qr(^workshop@)} = 0;\n# requiem-systemd"}, True),
+    ],
+)
+def test_needrestart(tmp_path: Path, files: dict[str, str], told: bool) -> None:  # noqa: FBT001 - a table
+    """It is looked for, and whether its configuration names us or the generations."""
+    (tmp_path / "conf.d").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert sources.needrestart("shop@3.service", str(tmp_path)) == told
 
 
 @pytest.mark.parametrize(("version", "ids"), [(252, {"notify-reload-unknown"}), (253, set()), (None, set())])

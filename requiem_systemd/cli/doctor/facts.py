@@ -57,6 +57,7 @@ class Source(NamedTuple):
     lingers: bool | None = None
     process: str = ""  # the running main process's name
     forbids: str = ""  # what of the kernel's settings keeps user namespaces from the users that this one's manager is of
+    needrestart: bool = False  # it is installed, and nothing of ours is in its configuration
 
 
 class Facts:

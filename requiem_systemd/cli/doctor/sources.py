@@ -168,7 +168,8 @@ def from_systemd(name: str, *, user: bool = False) -> Source:
             others[other] = _loaded(told)
     return Source(
         name, unit, others, shown, user=user, version=_version(user=user), script=_script(name, unit), config=_config(name, unit), limits=_limits(user=user),
-        lingers=_lingers() if user else None, process=_process(shown.get("MainPID", "0")), forbids=forbidding() if user and os.getuid() else "",
+        lingers=_lingers() if user else None, process=_process(shown.get("MainPID", "0")),
+        forbids=forbidding() if user and os.getuid() else "", needrestart=not user and needrestart(name),
     )  # fmt: skip  # one line a thought
 
 
@@ -238,6 +239,13 @@ def forbidding(folder: str = "/proc/sys") -> str:
         if (text_of(os.path.join(folder, name.replace(".", "/"))) or "").strip() == value:
             return f"{name}={value}"
     return ""
+
+
+def needrestart(name: str, folder: str = "/etc/needrestart") -> bool:
+    """Say whether needrestart is there, and would restart instances by their own names: its configuration names neither us nor them."""
+    stem = re.escape(name.partition("@")[0])
+    texts = [text_of(path) or "" for path in (f"{folder}/needrestart.conf", *listed(f"{folder}/conf.d"))]
+    return bool(texts[0]) and not any(re.search(rf"^[^#]*(?:requiem-systemd|\b{stem}@)", text, re.MULTILINE) for text in texts)
 
 
 def _login() -> str:
