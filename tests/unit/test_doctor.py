@@ -56,7 +56,7 @@ def test_corpus_is_whole() -> None:
 
 def test_every_rule_is_met() -> None:
     """Each rule has a unit in the corpus that it speaks of, but for those that need a systemd or a program."""
-    live = {"was-killed", "user-limit", "user-linger", "notify-reload-unknown", "stale", "fdstore-zero", "needrestart"}
+    live = {"was-killed", "user-limit", "user-linger", "notify-reload-unknown", "stale", "fdstore-zero", "user-namespace", "needrestart"}
     assert {rule.id for rule in RULES} - set().union(*(ids for _, ids in table())) == live
 
 
@@ -92,6 +92,24 @@ def judged(text: str, **more: Any) -> set[str]:
 def test_told_by_systemd(more: dict[str, Any], ids: set[str]) -> None:
     """What systemd tells of a loaded unit, of itself and of the user counts; with none there is nothing to find."""
     assert judged(PLAIN, **more) == ids
+
+
+@pytest.mark.parametrize(("setting", "ids"), [("", set()), ("kernel.unprivileged_userns_clone=0", {"user-namespace"})])
+def test_user_namespaces(setting: str, ids: set[str]) -> None:
+    """Where users may have no user namespace, a unit that asks for one does not start, or not as it says."""
+    text = PLAIN.replace("[Service]", "[Service]\nPrivateUsers=yes")
+    assert judged(text, user=True, lingers=True, limits={"user@": 3600.0}, forbids=setting) == ids
+    assert judged(PLAIN, user=True, lingers=True, limits={"user@": 3600.0}, forbids=setting) == set()
+
+
+def test_kernel_settings(tmp_path: Path) -> None:
+    """Which setting forbids them is read where the kernel has it; each kind of system has another."""
+    assert sources.forbidding(str(tmp_path)) == ""
+    write(tmp_path / "kernel" / "unprivileged_userns_clone", "1\n")
+    write(tmp_path / "user" / "max_user_namespaces", "0\n")
+    assert sources.forbidding(str(tmp_path)) == "user.max_user_namespaces=0"
+    write(tmp_path / "kernel" / "apparmor_restrict_unprivileged_userns", "1\n")
+    assert sources.forbidding(str(tmp_path)) == "kernel.apparmor_restrict_unprivileged_userns=1"
 
 
 def test_capped_drain_ends_before_a_reboot_does() -> None:
@@ -254,6 +272,15 @@ def test_program_is_looked_at(tmp_path: Path) -> None:
         ("gunicorn app", "other.py", "graceful_timeout = 300\n", set()),
         ("uwsgi --ini x.ini", "x.ini", "[uwsgi]\nmaster = true\n", {"no-drain"}),
         ("uwsgi --ini x.ini", "x.ini", "hook-master-start = unix_signal:15 gracefully_kill_them_all\n", set()),
+        ("uwsgi --ini x.ini --hook-master-start 'unix_signal:15 gracefully_kill_them_all'", "x.ini", "", set()),
+        ("arq jobs.worker.WorkerSettings", "jobs/worker.py", "class WorkerSettings:\n    functions = [job]\n", {"no-drain"}),
+        ("arq jobs.worker.WorkerSettings", "jobs/worker.py", "class WorkerSettings:\n    job_completion_wait = 200\n", {"stop-timeout-short"}),
+        ("arq jobs.worker.WorkerSettings", "jobs/worker.py", "class WorkerSettings:\n    job_completion_wait: int = 90\n", set()),
+        ("huey_consumer main.huey -g TERM --shutdown-timeout 200", "x", "", {"stop-timeout-short"}),
+        ("huey_consumer main.huey --graceful-signal=INT", "x", "", {"no-drain"}),
+        ("pm2-runtime start ecosystem.config.js", "ecosystem.config.js", "module.exports = {apps: [{kill_timeout: 60000}]}", set()),
+        ("pm2-runtime start ecosystem.config.js", "ecosystem.config.js", "module.exports = {apps: [{kill_timeout: 3000}]}", {"pm2-kill"}),
+        ("docker compose up --timeout 60", "x", "", {"docker-outside"}),
         ("puma", "config/puma.rb", "workers 2\n  worker_shutdown_timeout(200)\n", {"stop-timeout-short"}),
         ("sidekiq", "config/sidekiq.yml", ":concurrency: 5\n:timeout: 200\n", {"stop-timeout-short"}),
     ],
@@ -264,6 +291,8 @@ def test_configuration_is_looked_at(tmp_path: Path, command: str, file: str, tex
     lines = PLAIN.replace("/usr/bin/python3 -m app", f"/usr/bin/{command}").replace("10min", "100").replace(
         "[Service]", f"Requires=app.socket\n[Service]\nKillMode=mixed\nOOMPolicy=continue\nWorkingDirectory={tmp_path}"
     )
+    if command.startswith(("arq", "huey")):  # who says READY=1 for these has the library
+        lines = lines.replace("Type=notify", "Type=exec")
     assert found(write(tmp_path / "app.service", lines)) == ids
 
 

@@ -56,6 +56,7 @@ class Source(NamedTuple):
     limits: Mapping[str, float] = MappingProxyType({})  # "reboot", "user@": seconds, where systemd told
     lingers: bool | None = None
     process: str = ""  # the running main process's name
+    forbids: str = ""  # what of the kernel's settings keeps user namespaces from the users that this one's manager is of
     needrestart: bool = False  # it is installed, and nothing of ours is in its configuration
 
 
@@ -195,13 +196,8 @@ class Facts:
         limit = self.environment.get("REQUIEM_DRAIN_TIMEOUT")
         if self.library and limit:
             return _span(limit, math.inf)
-        if (
-            self.program is not None
-            and self.program.name == "huey"
-            and self.get("KillSignal") in ("SIGINT", "INT")
-        ):
-            return math.inf  # its graceful way
-        return programs.drain_of(self.program, self.arguments, self.source.config) if self.program else None
+        signal = (self.get("KillSignal") or "SIGTERM").upper().removeprefix("SIG")
+        return programs.drain_of(self.program, self.arguments, self.source.config, signal) if self.program else None
 
     @cached_property
     def has_children(self) -> bool:
@@ -232,7 +228,7 @@ class Facts:
         known = (
             self.program is not None
             and not self.program.notifies
-            and self.program.name not in ("Node", "docker")
+            and self.program.name not in ("Node", "docker", "docker compose")
         )
         return known and self._setting("Type") in NOTIFYING and not self.container
 

@@ -36,6 +36,12 @@ _USER_FOLDERS: Final = (
     "/.config/systemd/user/",
     "/.config/containers/systemd/",
 )
+# Ubuntu's since 23.10, Debian's, everybody's
+_FORBIDDING: Final = (
+    ("kernel.apparmor_restrict_unprivileged_userns", "1"),
+    ("kernel.unprivileged_userns_clone", "0"),
+    ("user.max_user_namespaces", "0"),
+)
 _MOST: Final = 1_000_000  # characters of a program that are looked at
 
 
@@ -134,6 +140,8 @@ def _config(name: str, unit: Unit) -> str:
     if facts.program is None or facts.container:
         return ""
     named = parse.option(facts.arguments, *facts.program.configs) or facts.program.config
+    if facts.program.settings:
+        named = next((f"{word.rpartition('.')[0].replace('.', '/')}.py" for word in facts.arguments if not word.startswith("-")), "")
     folder = facts.get("WorkingDirectory").lstrip("-")
     return _head(os.path.join(folder, named.removeprefix("file:"))) if named else ""
 
@@ -161,7 +169,7 @@ def from_systemd(name: str, *, user: bool = False) -> Source:
     return Source(
         name, unit, others, shown, user=user, version=_version(user=user), script=_script(name, unit), config=_config(name, unit), limits=_limits(user=user),
         lingers=_lingers() if user else None, process=_process(shown.get("MainPID", "0")),
-        needrestart=not user and needrestart(name),
+        forbids=forbidding() if user and os.getuid() else "", needrestart=not user and needrestart(name),
     )  # fmt: skip  # one line a thought
 
 
@@ -223,6 +231,14 @@ def _system_answers() -> bool:
 
 def _lingers() -> bool:
     return any(os.path.basename(path) == _login() for path in glob.glob("/var/lib/systemd/linger/*"))
+
+
+def forbidding(folder: str = "/proc/sys") -> str:
+    """Return the setting of the kernel, as sysctl(8) shows it, by which a user without rights may make no user namespace; empty for none."""
+    for name, value in _FORBIDDING:
+        if (text_of(os.path.join(folder, name.replace(".", "/"))) or "").strip() == value:
+            return f"{name}={value}"
+    return ""
 
 
 def needrestart(name: str, folder: str = "/etc/needrestart") -> bool:

@@ -129,13 +129,14 @@ def _hup_kills(facts: Facts) -> Verdict:
     program = facts.program
     if (
         program is None
-        or program.hup != programs.DIE
+        or program.hup not in (programs.DIE, programs.STOP)
         or facts.library
         or (program.name == "uvicorn" and facts.has_children)
     ):
         return None
     sent = [command for command in facts.commands("ExecReload") if (parse.kill(command) or ("",))[0] == "HUP"]
-    return bool(sent) and f"ExecReload={sent[0]}: {program.name} has no handler for SIGHUP, and dies of it"
+    does = "has no handler for SIGHUP, and dies of it" if program.hup == programs.DIE else "stops at SIGHUP, unless its stdout_redirect is set"
+    return bool(sent) and f"ExecReload={sent[0]}: {program.name} {does}"
 
 
 def _racy_reload(facts: Facts) -> Verdict:

@@ -57,6 +57,9 @@ def _no_drain(facts: Facts) -> Verdict:
     program = facts.program
     if program is None or facts.library or facts.drain:
         return None
+    if program.by:
+        signal = programs.graceful_signal(program, facts.arguments)
+        return f"{program.name} cuts off what it is doing at {facts.get('KillSignal') or 'SIGTERM'}: it lets it end at SIG{signal}", f"KillSignal=SIG{signal}"
     why = f"{program.name} has no drain: SIGTERM, or what KillSignal= says, cuts off what it is doing"
     return why, program.advice
 
