@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from tests.systemd import debs
 from tests.systemd.sandbox import CHECKOUT, CommandError, Sandbox, SandboxError, missing
 
 if TYPE_CHECKING:
@@ -57,6 +58,18 @@ def sandbox(request: pytest.FixtureRequest, python: str) -> Iterator[Sandbox]:
         if second.is_dir():
             box.bind(CHECKOUT, at=second)
         yield box
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with the Debian packages, built here unless REQUIEM_DEBS= says where they are."""
+    if given := os.environ.get("REQUIEM_DEBS"):
+        return Path(given)
+    if reason := debs.missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("package")
+    debs.build(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

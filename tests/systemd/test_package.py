@@ -1,64 +1,23 @@
-"""The Debian package: built from the tree, installed on a Debian that has nothing of it, it keeps its promise there.
-
-REQUIEM_DEBS=DIR takes packages that are built already.
-"""
+"""The Debian package: installed on a Debian that has nothing of it, it keeps its promise there."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.systemd.sandbox import Sandbox, missing
+from tests.systemd import debs
+from tests.systemd.sandbox import CHECKOUT, Sandbox, missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-#: A build sees Debian's own tools, whatever comes first where the tests run (a virtual environment, pyenv).
-ENVIRONMENT: Final = {"HOME": "/nonexistent", "LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-APT: Final = {"DEBIAN_FRONTEND": "noninteractive", **ENVIRONMENT}
-INSTALLED: Final = "/usr/lib/python3/dist-packages/requiem_systemd/__init__.py"
 DOCUMENTATION: Final = "/usr/share/doc/python3-requiem-systemd"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-def sources() -> Iterator[Path]:
-    """Yield the tree's files as a clean clone would have them, with what is changed and not committed yet."""
-    listing = ("git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z")
-    names = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split("\0")
-    yield from (Path(name) for name in names if name and (ROOT / name).is_file())
-
-
-def run(*command: str | Path, cwd: Path) -> str:
-    """Run a tool of Debian's; return what it wrote."""
-    done = subprocess.run(command, check=False, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with the packages, built here unless they are given."""
-    if given := os.environ.get("REQUIEM_DEBS"):
-        return Path(given)
-    for tool in ("dpkg-buildpackage", "git"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool} (Debian: apt build-dep .)")
-    tree = tmp_path_factory.mktemp("package") / "tree"
-    for source in sources():
-        (tree / source).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / source, tree / source)
-    lacking = subprocess.run(("dpkg-checkbuilddeps",), check=False, cwd=tree, env=ENVIRONMENT, capture_output=True, text=True)
-    if lacking.returncode:
-        pytest.skip(f"{lacking.stderr.strip()} (Debian: apt build-dep .)")
-    run("dpkg-buildpackage", "--unsigned-source", "--unsigned-changes", "--build=binary", cwd=tree)
-    return tree.parent
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +25,8 @@ def installed(built: Path, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """Return a sandbox of its own with the packages installed, and what they depend on by apt."""
     if reason := missing():
         pytest.skip(f"no systemd: {reason}")
-    debs = sorted(built.glob("*.deb"))
-    install: tuple[str | Path, ...] = ("apt-get", "--quiet", "--yes", "--no-install-recommends", "install", *debs)
     with Sandbox(request.config.getoption("--sandbox-root")) as box:
-        for deb in debs:
-            box.bind(deb)
-        if box.run(*install, check=False, timeout=300, env=APT).returncode:  # the usual reason: old package lists, or none
-            box.run("apt-get", "--quiet", "update", timeout=300, env=APT)
-            box.run(*install, timeout=300, env=APT)
+        debs.install(box, built)
         yield box
 
 
@@ -82,13 +35,15 @@ def test_lintian_is_content(built: Path) -> None:
     if shutil.which("lintian") is None:
         pytest.skip("needs lintian")
     (changes,) = built.glob("*.changes")
-    assert run("lintian", "--allow-root", "--fail-on=error,warning", changes, cwd=built) == ""
+    command = ("lintian", "--allow-root", "--fail-on=error,warning", changes)
+    done = subprocess.run(command, check=False, env=debs.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_debian_s_python_finds_it(installed: Sandbox) -> None:
     """Debian's Python imports the package's own files, and both of the libraries under it."""
     code = "import requiem_systemd, sdnotify, systemd.journal; print(requiem_systemd.__file__)"
-    assert installed.run("/usr/bin/python3", "-c", code).stdout.strip() == INSTALLED
+    assert installed.run("/usr/bin/python3", "-c", code).stdout.strip() == f"{debs.INSTALLED}/__init__.py"
 
 
 def test_documentation_is_there(installed: Sandbox) -> None:
@@ -124,7 +79,7 @@ def test_needrestart_is_told(installed: Sandbox) -> None:
 
 def test_example_finishes_its_jobs(installed: Sandbox) -> None:
     """An example, as it is installed, finishes the jobs in flight at a stop that takes longer than TimeoutStopSec=."""
-    done = installed.run("sh", ROOT / "debian" / "tests" / "systemd", check=False, timeout=120)
+    done = installed.run("sh", CHECKOUT / "debian" / "tests" / "systemd", check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -132,6 +87,6 @@ def test_removing_leaves_nothing(installed: Sandbox) -> None:
     """Purged, nothing of it is left; the last test, therefore."""
     names = installed.run("dpkg-query", "--show", "--showformat=${Package}\n", "*requiem-systemd*").stdout.split()
     files = {name for one in names for name in installed.run("dpkg", "--listfiles", one).stdout.splitlines() if "requiem" in name}
-    installed.run("apt-get", "--quiet", "--yes", "purge", *names, timeout=300, env=APT)
+    installed.run("apt-get", "--quiet", "--yes", "purge", *names, timeout=300, env=debs.APT)
     script = "import os, sys; print(*filter(os.path.lexists, sys.argv[1:]))"
     assert installed.run("/usr/bin/python3", "-c", script, *sorted(files)).stdout.strip() == ""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).resolve().parent
 CORPUS: Final = HERE / "corpus"
 UNITS: Final = HERE.parents[1] / "units"
+EXAMPLES: Final = HERE.parents[1] / "examples"
 
 
 def table() -> Iterator[tuple[str, set[str]]]:
@@ -60,7 +61,7 @@ def test_every_rule_is_met() -> None:
     assert {rule.id for rule in RULES} - set().union(*(ids for _, ids in table())) == live
 
 
-@pytest.mark.parametrize("path", sorted(UNITS.glob("*.s*")), ids=lambda path: str(path.name))
+@pytest.mark.parametrize("path", sorted([*UNITS.glob("*.s*"), *EXAMPLES.glob("*/debian/shop*.s*")]), ids=lambda path: str(path.name))
 def test_templates_are_clean(path: Path) -> None:
     """Of the templates nothing is to be said; that a reboot does not wait for an hour is noted."""
     assert [one for one in findings(sources.from_file(str(path))) if one.severity != NOTES] == []
