@@ -107,10 +107,11 @@ def _wanted(options: argparse.Namespace) -> Wanted:
     own = (
         program is not None and program.notifies and not program.pings
     )  # a server with a way of its own, and no pinger
+    mute = program is not None and not program.notifies and programs.is_mute(program, arguments)
     return Wanted(
         options.name,
         command=templates.quoted(words),
-        reload=_reload(options, program),
+        reload=_reload(options, program, arguments),
         tool=templates.quoted([sys.executable, "-m", "requiem_systemd"]),
         folder=folder.replace("%", "%%"),
         listens=listens,
@@ -119,7 +120,8 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         several=several,
         cluster=several and program is not None and program.name == "requiem-systemd serve",
         notifies=options.type == "notify",
-        pings=not own,
+        pings=not own and not mute,
+        mute=mute,
         user=options.user,
         home=templates.below_home(folder, words[0]),
     )
@@ -172,11 +174,16 @@ def _exec_words(text: str, folder: str) -> list[str]:
     return [os.path.normpath(there), *words[1:]]
 
 
-def _reload(options: argparse.Namespace, program: programs.Program | None) -> str:
+def _reload(
+    options: argparse.Namespace, program: programs.Program | None, arguments: Sequence[str]
+) -> str:
     """Return what ExecReload= is to be."""
     if options.type != "notify" or (program is not None and program.kind == programs.QUEUE):
         return ""
-    if program is not None and program.notifies and not program.pings:
+    own_way = program is not None and (
+        (program.notifies and not program.pings) or programs.is_mute(program, arguments)
+    )
+    if program is not None and own_way:  # no line of ours runs in its main process, which ExecReload= would ask
         return "/bin/kill -HUP $MAINPID" if program.hup == programs.RELOAD else ""
     return f"{templates.quoted([sys.executable, '-m', 'requiem_systemd'])} reload --pid $MAINPID"
 
