@@ -30,6 +30,8 @@ FAILED: Final = 1
 SYSTEM: Final = "/etc/systemd/system"
 #: Where `--serve` listens if nothing else is said: where `requiem-systemd serve` does.
 LISTENS: Final = "127.0.0.1:8000"
+#: systemd.service(5): RestartSteps= and RestartMaxDelaySec= are v254's.
+PAUSES_SINCE: Final = 254
 _DESCRIPTION: Final = """\
 Write the units of a service, made from the templates that come with requiem_systemd, and say what to type next:
 
@@ -122,9 +124,18 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         notifies=options.type == "notify",
         pings=not own and not mute,
         mute=mute,
+        pauses=options.rolling and (_version(user=options.user) or 0) >= PAUSES_SINCE,
         user=options.user,
         home=templates.below_home(folder, words[0]),
     )
+
+
+def _version(*, user: bool) -> int | None:
+    """Return the version of the manager that the units are for; None where none answers, as in an image that is built."""
+    try:
+        return sources.version(user=user)
+    except sources.UnreadableError:
+        return None
 
 
 def _check_name(name: str, *, as_user: bool) -> None:

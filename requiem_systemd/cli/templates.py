@@ -39,6 +39,7 @@ class Wanted(NamedTuple):
     notifies: bool = True  # says READY=1
     pings: bool = True  # says WATCHDOG=1
     mute: bool = False  # its main process says nothing, its workers do
+    pauses: bool = False  # systemd knows growing pauses between restarts
     user: bool = False
     home: bool = False  # something of it is below a home
 
@@ -76,6 +77,8 @@ def _rolling(wanted: Wanted) -> dict[str, str]:
     one.drop_comment(r"With --release in NAME\.service")
     one.replace("(Description=.*)$", f"Description={name}, generation %i")
     _service(one, wanted)
+    if wanted.pauses:
+        _grow(one)
     if wanted.user:
         anchor.set("WantedBy", "default.target")
     made = {f"{name}.service": anchor, f"{name}@.service": one}
@@ -143,6 +146,13 @@ def _several(text: Text, *, cluster: bool) -> None:
         "ExitType=cgroup",
         "Where the primary is killed its workers end their jobs, and go; only then is the unit over, and Restart= has a clean start.",
     )
+
+
+def _grow(text: Text) -> None:
+    """Have the pauses between restarts grow, as the drop-in for units that are there already does."""
+    lines = template("drop-ins/restart-pauses.conf").splitlines()
+    text.comment("Restart", "A crash is mended.")
+    text.insert("RestartSec", lines[lines.index("RestartSec=1s") + 1 :])
 
 
 def _socket(name: str, wanted: Wanted) -> Text:

@@ -174,6 +174,19 @@ def test_servers_whose_parent_is_mute(tmp_path: Path, command: str, reload: str)
     assert found(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize(("version", "grow"), [(None, False), (252, False), (254, True), (262, True)])
+def test_pauses_grow_where_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int | None, *, grow: bool) -> None:
+    """A generation that crashes again and again is started after growing pauses, where the manager knows the settings; the others hear of none."""
+    monkeypatch.setattr(sources, "version", lambda **_: version)
+    made = new(tmp_path, *SERVE, "--rolling")
+    service = made["shop@.service"].section("Service")
+    assert (service.get("RestartSteps"), service.get("RestartMaxDelaySec")) == (("6", "30s") if grow else (None, None))
+    assert (service["RestartSec"], made["shop@.service"].last("Unit", "StartLimitIntervalSec")) == ("1s", "0")
+    assert "RestartSteps" not in made["shop.service"].section("Service")
+    assert "drop-ins/" not in (tmp_path / "shop@.service").read_text() or not grow
+    assert found(tmp_path) == []
+
+
 def test_command_is_quoted(tmp_path: Path) -> None:
     """What systemd would expand or split reaches the program as it was typed, and its path is absolute."""
     made = new(tmp_path, "--exec", "env 'a b' 100% '$HOME' 'x\"y' '' ';'", "--working-directory", "/srv/50%")
