@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+import urllib.request
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tests.systemd.sandbox import Sandbox
 
 SERVER = """
-import http.server, os, pathlib, threading, time
+import ctypes, http.server, os, pathlib, threading, time
 import requiem_systemd as requiem
 from requiem_systemd import Cluster, cluster
 
@@ -28,6 +29,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self):
+        if self.path == "/hang":
+            ctypes.PyDLL(None).sleep(60)  # holds the GIL
         answer = VERSION.encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
@@ -74,6 +77,19 @@ class Cluster(NamedTuple):
     def write(self, version: str) -> None:
         """Put a version of the code there."""
         self.box.write(f"{self.folder}/version", version)
+
+    def get(self, path: str = "/", timeout: float = 10) -> str:
+        """Ask for a path over a new connection, and return the answer."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def wait_for_another(self, primary: int) -> None:
+        """Wait until systemd has started another primary, and that says that all is well."""
+        deadline = time.monotonic() + 30
+        while self.unit.main_pid in (0, primary) or self.unit.state != "active":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
     def count(self, text: str) -> int:
         """Count lines of its journal."""
@@ -221,12 +237,41 @@ def test_killed_primary(clustered: Callable[..., Cluster]) -> None:
     before, primary = made.processes(), made.unit.main_pid
     begin = time.monotonic()
     made.box.run("kill", "-9", str(primary))
-    while made.unit.main_pid in (0, primary) or made.unit.state != "active":
-        assert time.monotonic() < begin + 30
-        time.sleep(0.1)
+    made.wait_for_another(primary)
     print(f"the next primary's workers were ready after {time.monotonic() - begin:.1f} s")
     assert not set(made.processes()) & set(before)
     assert len(made.processes()) == 3
+    assert made.count("job done") == 4
+    assert made.unit.stop().result == "success"
+    assert made.count("job begins") == made.count("job done") == 8
+
+
+@pytest.mark.timeout(60)
+def test_hung_worker(clustered: Callable[..., Cluster]) -> None:
+    """A worker that hangs in C code with the GIL held is killed within WatchdogSec=, and replaced; the other serves on, and systemd sees nothing of it."""
+    made = clustered(WatchdogSec=2)
+    before, primary = made.children(), made.unit.main_pid
+    with pytest.raises(ConnectionError):  # when it is killed; a watchdog that does not bite is a timeout
+        made.get("/hang", timeout=20)
+    text = made.unit.wait_for("hung: its watchdog was not fed for 2 s, and died of SIGABRT: another is started")
+    made.unit.wait_for("listening 3 ")
+    after = made.children()
+    assert {made.get() for _ in range(10)} == {"old"}
+    assert (len(after), len(set(before) & set(after))) == (2, 1), text
+    assert (made.unit.state, made.unit.main_pid, made.unit.show("NRestarts")["NRestarts"]) == ("active", primary, "0")
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(60)
+def test_hung_primary(clustered: Callable[..., Cluster]) -> None:
+    """A primary that hangs is ended by systemd's watchdog; its workers' jobs end all the same, past any timeout, and all is started anew."""
+    made = clustered(jobs=2, seconds=8, WatchdogSec=2)
+    before, primary = made.processes(), made.unit.main_pid
+    made.box.run("kill", "-STOP", str(primary))
+    made.unit.wait_for("Watchdog timeout")
+    made.wait_for_another(primary)
+    assert not set(made.processes()) & set(before)
     assert made.count("job done") == 4
     assert made.unit.stop().result == "success"
     assert made.count("job begins") == made.count("job done") == 8
