@@ -11,7 +11,7 @@ import pytest
 
 from tests.systemd.conftest import UNITS, Unit
 from tests.systemd.load import Course, Figures, Load
-from tests.systemd.rolling import settings_text
+from tests.systemd.rolling import settings_text, traces
 from tests.systemd.sandbox import CHECKOUT
 
 if TYPE_CHECKING:
@@ -108,6 +108,10 @@ class Cluster(NamedTuple):
     def descriptors(self) -> int:
         """Count the primary's descriptors."""
         return len(self.box.run("ls", f"/proc/{self.unit.main_pid}/fd").stdout.split())
+
+    def control_sockets(self) -> int:
+        """Count the sockets in its runtime folder: the primary's, and one of each worker."""
+        return len(self.box.run("ls", f"/run/{self.unit.name.removesuffix('.service')}").stdout.split())
 
     def load(self, rate: int = 250) -> Load:
         """Return a client."""
@@ -301,7 +305,8 @@ def test_stop_of_what_a_killed_primary_left(clustered: Callable[..., Cluster]) -
 def test_fifty_rolls(clustered: Callable[..., Cluster]) -> None:
     """Fifty reloads in a row with jobs of 60 s: no request fails, every job ends, nothing is left behind."""
     made = clustered(jobs=1, seconds=60)
-    descriptors = made.descriptors()
+    stem = made.unit.name.removesuffix(".service")
+    descriptors, sockets = made.descriptors(), made.control_sockets()
     with made.load(50) as load:
         for number in range(50):
             made.write(f"version {number}")
@@ -313,7 +318,9 @@ def test_fifty_rolls(clustered: Callable[..., Cluster]) -> None:
         figures = load.stop()
     print(f"50 reloads, {figures.sent} requests, {failed(figures)} failed")
     assert failed(figures) == 0, figures.failed
-    assert descriptors == made.descriptors()
+    assert (descriptors, sockets) == (made.descriptors(), made.control_sockets())
     made.unit.kill("INT")  # the last two have jobs of their own
     assert made.unit.stop().result == "success"
     assert made.count("job begins") == made.count("job done") == 102
+    left = {trace for trace in traces(made.box, stem, made.folder) if not trace.startswith(f"unit {stem}.")}
+    assert left == {f"path {made.folder}"}  # what the test has written
