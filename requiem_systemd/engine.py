@@ -6,6 +6,7 @@ looked up in `_actions`; each signal in `_signals`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -348,6 +349,13 @@ class Engine:
             ),
             workers=self.crew(),
         )
+
+    def sweep(self) -> None:
+        """Unlink the control sockets that workers have left, as one that has ended does; in the loop."""
+        folder = self.setting.environment.runtime_directory
+        if self._control is not None and folder is not None:
+            with contextlib.suppress(OSError):  # the manager takes the folder away with the service
+                self._modules["control"].sweep(folder)
 
     def jobs(self) -> int:
         """Count the jobs in flight, those of a primary's workers too."""
