@@ -178,7 +178,7 @@ def test_reload_under_load(clustered: Callable[..., Cluster], repetitions: int) 
     """Reloads with four jobs of 8 s in flight: no request fails, every answer is new code's, every job ends."""
     made = clustered(jobs=2, seconds=8)
     with made.load() as load:
-        course = Course.begin()
+        course = Course.begin(repetitions)
         for number in range(repetitions):
             made.write(f"version {number}")
             course.roll(made.unit.reload)

@@ -111,7 +111,7 @@ def test_under_load(rolled: Setup, free_port: int, rolls: int) -> None:
     code = SERVER.replace("JOBS", FOUR_JOBS.replace("SECONDS", "8"))
     unit = rolled(code, port=free_port)
     with Load(f"127.0.0.1:{free_port}", new=250, keep=250) as load:
-        course = Course.begin()
+        course = Course.begin(2 * rolls)
         for number in range(2 * rolls):
             unit.write(code, f"v{number + 1}")
             course.roll(functools.partial(unit.command, "reload" if number < rolls else "restart", check=True))
