@@ -70,7 +70,7 @@ def open_for(environment: Environment, loop: Loop, reload: Reload, note: Callabl
 
 
 def sweep(folder: str) -> None:
-    """Unlink the sockets of workers that were killed: of our own user, and of no process that lives."""
+    """Unlink the sockets of workers that have ended: of our own user, and of no process that lives."""
     for file in os.listdir(folder):
         found = _WORKERS.fullmatch(file)
         if found is None or os.path.exists(f"/proc/{found[1]}"):

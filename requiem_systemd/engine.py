@@ -6,6 +6,7 @@ looked up in `_actions`; each signal in `_signals`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -204,6 +205,12 @@ class Engine:
                 "drops what it is told from here. Write NotifyAccess=all where a server has worker processes; else start Python itself in "
                 "ExecStart=, or put exec before it in the wrapper"
             )
+        if environment.fed_by is not None:
+            _mistake(
+                f"WatchdogSec= is for process {environment.fed_by}, this is {os.getpid()}: the manager kills the service each time it has not said "
+                "WATCHDOG=1 for so long, and a server's parent process never does (uvicorn, hypercorn, granian, and gunicorn without "
+                "gunicorn.hold()); leave WatchdogSec= out, or serve by requiem-systemd serve --workers, which feeds it and watches each worker"
+            )
         mode = None if unit is None else unit.get("KillMode") or "control-group"
         if mode not in (None, "mixed"):
             _mistake(f"KillMode={mode} in {unitfile.own_service()}: {_KILLMODES.get(mode or '', 'is not known')}; write KillMode=mixed")
@@ -342,6 +349,13 @@ class Engine:
             ),
             workers=self.crew(),
         )
+
+    def sweep(self) -> None:
+        """Unlink the control sockets that workers have left, as one that has ended does; in the loop."""
+        folder = self.setting.environment.runtime_directory
+        if self._control is not None and folder is not None:
+            with contextlib.suppress(OSError):  # the manager takes the folder away with the service
+                self._modules["control"].sweep(folder)
 
     def jobs(self) -> int:
         """Count the jobs in flight, those of a primary's workers too."""

@@ -298,6 +298,29 @@ def test_configuration_is_looked_at(tmp_path: Path, command: str, file: str, tex
 
 
 @pytest.mark.parametrize(
+    ("command", "config", "named"),
+    [
+        ("uvicorn app:app --fd 3 --workers 2", "", True),
+        ("uvicorn app:app --fd 3", "", False),
+        ("hypercorn --bind fd://3 app:app", "", True),
+        ("hypercorn --bind fd://3 --workers 0 app:app", "", False),
+        ("gunicorn -k uvicorn_worker.UvicornWorker app:app", "workers = 2\n", True),
+        ("gunicorn app:app", "from requiem_systemd.adapters import gunicorn\ngunicorn.hold(globals())\n", False),
+        ("dramatiq app", "", True),
+    ],
+)
+def test_parents_feed_no_watchdog(tmp_path: Path, command: str, config: str, *, named: bool) -> None:
+    """Where a server's parent is the main process the library's workers feed no watchdog, and it would be killed: unless gunicorn's has our lines."""
+    write(tmp_path / "gunicorn.conf.py", config)
+    lines = PLAIN.replace("/usr/bin/python3 -m app", f"/usr/bin/{command}").replace(
+        "[Service]",
+        f"Requires=app.socket\n[Service]\nType=notify\nNotifyAccess=all\nEnvironment=REQUIEM_DRAIN_TIMEOUT=1min\nWatchdogSec=30s\nKillMode=mixed\n"
+        f"OOMPolicy=continue\nWorkingDirectory={tmp_path}",
+    )
+    assert ("watchdog-no-pinger" in found(write(tmp_path / "app.service", lines))) == named
+
+
+@pytest.mark.parametrize(
     ("line", "ids"),
     [
         ("Cluster(serve, workers=4).run()", {"cluster-exit-type", "oom-stops-all"}),

@@ -205,6 +205,11 @@ class Facts:
         return self.cluster or (self.program is not None and programs.has_children(self.program, self.arguments))
 
     @cached_property
+    def mute(self) -> bool:
+        """Whether the main process is known to be a server's parent that runs no line of this library's."""
+        return self.program is not None and programs.is_mute(self.program, self.arguments, self.source.config)
+
+    @cached_property
     def cluster(self) -> bool:
         """Whether it is a primary with workers of this library's making, as far as that can be seen from here."""
         if self.program is not None and self.program.name == "requiem-systemd serve":

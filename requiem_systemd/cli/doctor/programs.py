@@ -46,6 +46,7 @@ class Program(NamedTuple):
     fast: tuple[str, ...] = ("KILL", "QUIT", "ABRT")  # signals that end it at once
     notifies: bool = False  # says READY=1 by itself
     pings: bool = False  # says WATCHDOG=1 by itself
+    mute: bool = False  # its parent process runs no line of the application's, thus none of this library's
     socket: tuple[str, ...] | bool = False  # takes systemd's listener: by itself, or by these options
     configs: tuple[str, ...] = ()  # options that name its configuration file
     config: str = ""  # where that is if they do not
@@ -67,14 +68,14 @@ PROGRAMS: Final = (
     ),
     Program(
         "uvicorn", WEB, ("uvicorn",), math.inf, ("--timeout-graceful-shutdown",),
-        children=DRAIN, many=("--workers",), socket=("--fd",),
+        children=DRAIN, many=("--workers",), socket=("--fd",), mute=True,
     ),
     Program(
         "hypercorn", WEB, ("hypercorn",), 3.0, ("--graceful-timeout",),
         children=DRAIN, many=("--workers", "-w"), hup=RELOAD, socket=("--bind=fd://", "-b=fd://"),
         configs=("-c", "--config"), configured=r"^graceful_timeout\s*=\s*(\d+)",
     ),
-    Program("granian", WEB, ("granian",), math.inf, ("--workers-kill-timeout",), children=DRAIN, many=True, hup=RELOAD),
+    Program("granian", WEB, ("granian",), math.inf, ("--workers-kill-timeout",), children=DRAIN, many=True, hup=RELOAD, mute=True),
     Program("daphne", WEB, ("daphne",), socket=("--fd",), advice="app = requiem_systemd.asgi.TrackRequests(app), in the application"),
     Program("waitress", WEB, ("waitress-serve", "waitress"), advice=_SERVE),
     Program("Flask's development server", WEB, ("flask run",), advice=_SERVE),
@@ -94,7 +95,7 @@ PROGRAMS: Final = (
     ),
     Program("celery beat", OTHER, ("celery beat", "celery flower"), math.inf),
     Program("rq", QUEUE, ("rq worker", "rqworker"), math.inf, children=DIE, many=True, again=True),
-    Program("dramatiq", QUEUE, ("dramatiq", "rundramatiq"), 600.0, children=DIE, many=True, again=True, hup=RELOAD),
+    Program("dramatiq", QUEUE, ("dramatiq", "rundramatiq"), 600.0, children=DIE, many=True, again=True, hup=RELOAD, mute=True),
     Program(
         "arq", QUEUE, ("arq",), advice="requiem_systemd.adapters.arq.hold(WorkerSettings), in its module; or job_completion_wait = 600 there",
         settings=True, configured=r"^\s*job_completion_wait\s*(?::\s*\w+\s*)?=\s*(\d+)",
@@ -215,6 +216,15 @@ def has_children(program: Program, argv: Sequence[str]) -> bool:
         return program.many
     given = parse.option(argv, *program.many)
     return given is not None and given not in ("0", "1", "thread", "greenlet", "gevent")
+
+
+def is_mute(program: Program, argv: Sequence[str], config: str = "") -> bool:
+    """Say whether the main process is known to be a parent that runs no line of this library's; its workers may."""
+    if program.name == "gunicorn":  # two lines of its configuration, which cannot always be read, change that
+        return bool(config) and "requiem_systemd" not in config
+    if program.name == "hypercorn":  # it has a worker also where none is asked for
+        return parse.option(argv, "--workers", "-w") != "0"
+    return program.mute and has_children(program, argv)
 
 
 def takes_socket(program: Program, argv: Sequence[str]) -> bool:

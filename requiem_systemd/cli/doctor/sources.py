@@ -167,7 +167,7 @@ def from_systemd(name: str, *, user: bool = False) -> Source:
         if told.get("LoadState") == "loaded":
             others[other] = _loaded(told)
     return Source(
-        name, unit, others, shown, user=user, version=_version(user=user), script=_script(name, unit), config=_config(name, unit), limits=_limits(user=user),
+        name, unit, others, shown, user=user, version=version(user=user), script=_script(name, unit), config=_config(name, unit), limits=_limits(user=user),
         lingers=_lingers() if user else None, process=_process(shown.get("MainPID", "0")),
         forbids=forbidding() if user and os.getuid() else "", needrestart=not user and needrestart(name),
     )  # fmt: skip  # one line a thought
@@ -204,8 +204,8 @@ def _show(*names: str, user: bool, properties: Iterable[str] = _SHOWN) -> dict[s
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
-def _version(*, user: bool) -> int | None:
-    """Return the manager's version, as 257 of "257.13-1~deb13u1"."""
+def version(*, user: bool) -> int | None:
+    """Return the manager's version, as 257 of "257.13-1~deb13u1"; UnreadableError where none can be asked."""
     match = re.match(r"[0-9]+", _show(user=user, properties=["Version"]).get("Version", ""))
     return int(match[0]) if match else None
 
