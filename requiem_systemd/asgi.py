@@ -132,6 +132,7 @@ class TrackRequests:
         self._service = service
         self._hooks: object = None  # of the service as it was armed: a fork's child, and a closed one, has others
         self.ledger: Ledger = service.ledger
+        self._serving: Ledger | None = None  # the same, while a server runs this application
         self.loop: Any = None
         self.ident: int = 0  # of the loop's thread
         asgiservers.expect(self._start)
@@ -139,27 +140,21 @@ class TrackRequests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
         kind = scope["type"]
-        if kind not in _KINDS:
+        if kind != "http" and kind != "websocket":  # noqa: PLR1714 - a set would be looked up
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         if self._health is not None and kind == "http" and scope["path"] == self._health:
             await self._answer_health(send)
             return
-        # asyncio.get_running_loop would tell it in one, and costs as much as a third of all this (CPython 3.11: getpid).
-        if self._service.hooks is not self._hooks or get_ident() != self.ident or self.loop.is_closed():
-            self._arm()
+        ledger = self._serving
+        if ledger is None:
+            self._arm()  # asks for the running loop, which costs as much as a third of all this (CPython 3.11: getpid)
+            ledger = self.ledger
         exchange = Exchange()
         exchange.scope, exchange.pass_on, exchange.of = scope, send, self
-        ledger = self.ledger
         ledger.live[exchange] = ledger.clock()
-        if ledger.alert:
-            try:
-                ledger.check(exchange)
-            except DrainingError:
-                if kind != "http":
-                    raise
-                await _answer(send, 503, b"stopped\n")
-                return
+        if ledger.alert and not await self._admits(exchange):
+            return
         token = in_request.set(INSIDE)
         try:
             await self.app(scope, receive, exchange.send)
@@ -168,12 +163,24 @@ class TrackRequests:
                 raise
             await exchange.uncancel()
         finally:
-            in_request.reset(token)
+            if self._serving is None:  # a server has a context for each request, a test's client may go on in this one
+                in_request.reset(token)
             ledger.live.pop(exchange, None)
             if ledger.alert:
                 ledger.left(exchange, was_in=True)
 
     # -- requests ------------------------------------------------------------------------------------------------------
+
+    async def _admits(self, exchange: Exchange) -> bool:
+        """Say whether the ledger takes it; else it is answered."""
+        try:
+            self.ledger.check(exchange)
+        except DrainingError:
+            if exchange.scope["type"] != "http":
+                raise
+            await _answer(exchange.pass_on, 503, b"stopped\n")
+            return False
+        return True
 
     async def _answer_health(self, send: Send) -> None:
         draining = self._service.draining()
@@ -188,6 +195,15 @@ class TrackRequests:
             await send({"type": "lifespan.startup.failed", "message": NEEDS_ASYNCIO})
             return
         self._arm()
+        self._serving = self.ledger
+        try:
+            with self._service.keeping_main():  # the server makes it leave, after its own shutdown
+                await self._live(scope, receive, send)
+        finally:
+            self._serving = None
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the application's lifespan on: its startup says READY=1, its shutdown waits for the jobs."""
         started = False
 
         async def receiving() -> Message:
@@ -204,18 +220,18 @@ class TrackRequests:
             if message["type"] == "lifespan.startup.complete":
                 self._service.ready()
 
-        with self._service.keeping_main():  # the server makes it leave, after its own shutdown
-            try:
-                await self.app(scope, receiving, sending)
-            except Exception:  # an application that knows no lifespan raises: the protocol is kept for it
-                if started:
-                    raise
-            if not started:
-                await _keep_lifespan(receiving, sending)
+        try:
+            await self.app(scope, receiving, sending)
+        except Exception:  # an application that knows no lifespan raises: the protocol is kept for it
+            if started:
+                raise
+        if not started:
+            await _keep_lifespan(receiving, sending)
 
     def _start(self) -> None:
         """Begin under a server that knows no lifespan; called in its loop."""
         self._arm()
+        self._serving = self.ledger
         self._service.ready()
 
     def _arm(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, takewhile
 from typing import Final
 
@@ -112,6 +112,15 @@ class Chronicle:
         self._setting.loop.alarm(self._ask, self._setting.now() + ASK_AFTER)
         self._setting.loop.alarm(self._tell, self._setting.now() + TELL_AFTER)
 
+    def first(self) -> dict[str, object]:
+        """Return what there is to tell at the begin, of a drain that may be killed at once: nothing where nobody holds it."""
+        shown = [holder for holder in self._holders if holder.kind != HOOK]  # handlers have only just begun, if there are any
+        try:
+            return self.fields(shown) if shown else {}
+        except Exception:  # a label is user code, and the drain goes on
+            LOG.exception("who holds the drain cannot be told")
+            return {}
+
     def look(self) -> None:
         """See who has left, and who has come."""
         now, live = self._setting.ledger.clock(), self._setting.ledger.live
@@ -153,9 +162,10 @@ class Chronicle:
 
     # -- what is told --------------------------------------------------------------------------------------------------
 
-    def fields(self) -> dict[str, object]:
+    def fields(self, shown: Sequence[Holder] | None = None) -> dict[str, object]:
         """Return what there is to tell now, for `journal.record`: lengths in microseconds, within the drain in milliseconds."""
-        shown, timeout = self._shown(), self._stop_timeout
+        shown = self._shown() if shown is None else shown
+        timeout = self._stop_timeout
         return {
             "reason": self._reason,
             "role": self._setting.role(),
@@ -220,8 +230,9 @@ class Chronicle:
 
     def _ask(self) -> None:
         """Read how long systemd would have waited, where that can be known."""
-        name = unitfile.own_service() if _manager(self._setting) == unitfile.SYSTEM_SOCKET else None
-        self._stop_timeout = unitfile.stop_timeout(name) if name else None
+        folders = unitfile.folders_of(_manager(self._setting))
+        name = unitfile.own_service() if folders else None
+        self._stop_timeout = unitfile.stop_timeout(name, folders) if name else None
         # The timeout is the main process's: a worker that is replaced has none.
         if self._stop_timeout is not None and self._stop_timeout < math.inf and self._setting.role() == "main":
             self._outlived = 0

@@ -44,8 +44,10 @@ Reload = Callable[[Callable[[str], object]], object]
 Method = Callable[[Mapping[str, Any], "Answer"], object]
 
 
-def open_for(environment: Environment, loop: Loop, reload: Reload, methods: Mapping[str, Method]) -> Control | None:
+def open_for(environment: Environment, loop: Loop, reload: Reload, note: Callable[[], str], methods: Mapping[str, Method]) -> Control | None:
     """Open the control socket where the unit has a RuntimeDirectory=; a failure is one line in the log.
+
+    `note`: what there is to say of a reload that went well.
 
     A worker process inherits $RUNTIME_DIRECTORY. It tells of itself at a socket of its own, `requiem.PID`, and reloads nothing: a reload
     of one of many would be no verdict.
@@ -56,7 +58,7 @@ def open_for(environment: Environment, loop: Loop, reload: Reload, methods: Mapp
     is_main = environment.worker is None and environment.exec_pid in (None, os.getpid())
     path = os.path.join(folder, NAME if is_main else f"{NAME}.{os.getpid()}")
     if is_main:
-        methods = {**methods, f"{varlink.SERVICE}.Reload": lambda _, answer: reload(lambda reason: answer(_verdict(reason)))}
+        methods = {**methods, f"{varlink.SERVICE}.Reload": lambda _, answer: reload(lambda reason: answer(_verdict(reason, note())))}
     try:
         sweep(folder)
         return Control(bind(path), path, loop, methods)
@@ -68,7 +70,7 @@ def open_for(environment: Environment, loop: Loop, reload: Reload, methods: Mapp
 
 
 def sweep(folder: str) -> None:
-    """Unlink the sockets of workers that were killed: of our own user, and of no process that lives."""
+    """Unlink the sockets of workers that have ended: of our own user, and of no process that lives."""
     for file in os.listdir(folder):
         found = _WORKERS.fullmatch(file)
         if found is None or os.path.exists(f"/proc/{found[1]}"):
@@ -294,9 +296,9 @@ class Answer:
         return self._client.is_there
 
 
-def _verdict(reason: str) -> bytes:
+def _verdict(reason: str, note: str) -> bytes:
     if not reason:
-        return varlink.write_reply({})
+        return varlink.write_reply({"note": note} if note else {})
     return varlink.write_reply(
         {"reason": reason, "draining": reason == report.NO_RELOAD}, varlink.RELOAD_FAILED
     )

@@ -59,8 +59,8 @@ class Drain:
             LOG.exception("the drain cannot be described")
             return "Draining"
 
-    def run(self, reason: str) -> None:
-        """Set the alarms, run the `begin` handlers, then close the doors."""
+    def run(self, reason: str, tell: Callable[..., object]) -> None:
+        """Set the alarms, run the `begin` handlers, then close the doors; `tell` gets what is known of the holders, as fields."""
         setting, now = self._setting, self._setting.now()
         self.begun.set()
         setting.loop.alarm(self._show, now + SHOW_EVERY)
@@ -73,6 +73,7 @@ class Drain:
         # A hung handler does not keep the doors open for ever; it holds the stop all the same.
         setting.loop.alarm(lambda: self._handled(opening), now + setting.options.request_timeout)
         self._chronicle.begin(reason)
+        tell(**self._chronicle.first())
         self.limits.check()
 
     def look(self) -> None:

@@ -6,6 +6,8 @@ looked up in `_actions`; each signal in `_signals`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import time
@@ -64,6 +66,7 @@ class Engine:
         self.wayout: WayOut = WayOut(self.setting, self.extender)
         self._watchdog = Watchdog(self.setting)
         self._reason = ""
+        self._change: Callable[..., object] = dict  # logs the last change of state
         self._status = ""
         self._since = clock.now()
         self._starting: list[str] = []
@@ -170,7 +173,7 @@ class Engine:
         self.extender.open()
         if self.setting.environment.runtime_directory is not None:
             self._account = self._modules["account"].Account(self.setting, self.standing)
-            self._control = self._modules["control"].open_for(self.setting.environment, self.loop, self.reload, self._account.methods)
+            self._control = self._modules["control"].open_for(self.setting.environment, self.loop, self.reload, self._reload_note, self._account.methods)
         if self.setting.environment.worker is not None:
             self._channel = self._modules["channel"].Upward(self.setting.environment.worker.channel, self.loop, self._told_to_drain, self._left_alone)
             self.notifier.tell(X_REQUIEM_ONLINE=1)
@@ -202,6 +205,12 @@ class Engine:
                 "drops what it is told from here. Write NotifyAccess=all where a server has worker processes; else start Python itself in "
                 "ExecStart=, or put exec before it in the wrapper"
             )
+        if environment.fed_by is not None:
+            _mistake(
+                f"WatchdogSec= is for process {environment.fed_by}, this is {os.getpid()}: the manager kills the service each time it has not said "
+                "WATCHDOG=1 for so long, and a server's parent process never does (uvicorn, hypercorn, granian, and gunicorn without "
+                "gunicorn.hold()); leave WatchdogSec= out, or serve by requiem-systemd serve --workers, which feeds it and watches each worker"
+            )
         mode = None if unit is None else unit.get("KillMode") or "control-group"
         if mode not in (None, "mixed"):
             _mistake(f"KillMode={mode} in {unitfile.own_service()}: {_KILLMODES.get(mode or '', 'is not known')}; write KillMode=mixed")
@@ -209,8 +218,9 @@ class Engine:
     @staticmethod
     def _unit(manager: str | None) -> Mapping[str, str] | None:
         """Return what the service's unit says, if that can be known."""
-        name = unitfile.own_service() if manager == unitfile.SYSTEM_SOCKET else None
-        return unitfile.settings(name) if name else None
+        folders = unitfile.folders_of(manager)
+        name = unitfile.own_service() if folders else None
+        return unitfile.settings(name, folders) if name else None
 
     def _missing_ready(self) -> None:
         if self.state is State.STARTING and not self._starting:
@@ -227,16 +237,20 @@ class Engine:
         self.state, actions = step(before, event)
         if self.state is not before:
             self._since = self.setting.now()
-            count = len(self.setting.ledger.live)
-            fields = journal.record("state", state=self.state.name, previous=before.name, in_flight=count)
             ended = "reload failed" if event is Event.RELOADED and self._reload_error else event.value
-            cause = self._reason or ended
-            LOG.info("%s -> %s: %s, %d in flight", before.value, self.state.value, cause, count, extra=fields)
+            self._change = functools.partial(self._log_change, before, self.state, self._reason or ended, len(self.setting.ledger.live))
+            if self.state is not State.DRAINING:  # a drain's begin is told when the manager has heard of it, with who holds it
+                self._change()
         for action in actions:
             try:
                 self._actions[action]()
             except Exception:  # the next one is done all the same: a drain that was begun must close its doors and end
                 LOG.exception("the engine failed to %s; it goes on", action.value)
+
+    @staticmethod
+    def _log_change(before: State, after: State, cause: str, count: int, **more: object) -> None:
+        fields = journal.record("state", state=after.name, previous=before.name, in_flight=count, **more)
+        LOG.info("%s -> %s: %s, %d in flight", before.value, after.value, cause, count, extra=fields)
 
     def _each_turn(self) -> None:
         if self.state is State.DRAINING:
@@ -336,6 +350,13 @@ class Engine:
             workers=self.crew(),
         )
 
+    def sweep(self) -> None:
+        """Unlink the control sockets that workers have left, as one that has ended does; in the loop."""
+        folder = self.setting.environment.runtime_directory
+        if self._control is not None and folder is not None:
+            with contextlib.suppress(OSError):  # the manager takes the folder away with the service
+                self._modules["control"].sweep(folder)
+
     def jobs(self) -> int:
         """Count the jobs in flight, those of a primary's workers too."""
         own = sum(kind_of(entry) == JOB for entry, _ in self.setting.ledger.entries())
@@ -380,6 +401,9 @@ class Engine:
         self._reload_waiters.append(waiter)
         self.event(Event.RELOAD)
 
+    def _reload_note(self) -> str:
+        return "" if self.setting.hooks.has("reload") else report.NO_HANDLER
+
     def _say_ready(self) -> None:
         self.extender.end()
         status = f"Reload failed: {self._reload_error}" if self._reload_error else self.setting.shown(self._status)
@@ -404,6 +428,8 @@ class Engine:
 
     def _run_reload(self) -> None:
         self._reloading, self._reload_waiters = self._reload_waiters, []
+        if not self._reloading and self._reload_note():  # whoever sent a signal has no answer to read it in
+            LOG.info("%s", self._reload_note())
 
         def ended(errors: list[BaseException]) -> None:
             reason = clean("; ".join(map(_reason, errors)), 300)
@@ -440,7 +466,7 @@ class Engine:
     def _run_drain(self) -> None:
         self.loop.cancel(self._missing_ready)
         self._refuse_reloads()
-        self.drain.run(self._reason)
+        self.drain.run(self._reason, self._change)
 
     def _release(self) -> None:
         self.tally.stopped = self.setting.ledger.clock()

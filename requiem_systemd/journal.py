@@ -1,9 +1,10 @@
 """Structured records of what happens to a service, and one way for each record to the journal.
 
 Every module logs to the logger "requiem_systemd", with `extra=journal.record(...)` where it is something to look for. Where the
-process's stderr is the journal (`$JOURNAL_STREAM`), `install` puts one handler on that logger: by systemd-python's native protocol
-where that is installed, else as lines with their level in front (`<4>`, sd-daemon(3)). It then does not propagate, since a root handler
-would write to the same journal again. Anywhere else logging stays what it is.
+process's stderr is the journal (`$JOURNAL_STREAM`), `install` puts one handler on that logger: with fields, by systemd-python where that
+is installed, else by the same protocol written here; as lines with their level in front (`<4>`, sd-daemon(3)) where the journal's socket
+is not to be had. It then does not propagate, since a root handler would write to the same journal again. Anywhere else logging stays what
+it is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +41,7 @@ MESSAGE_IDS: Final = MappingProxyType(
 )
 
 Send = Callable[..., object]
-# libsystemd says that all is well when this is not there (RootDirectory=, a /run of its own), and the record is gone.
+# Not there under RootDirectory=, or a /run of its own.
 _SOCKET: Final = "/run/systemd/journal/socket"
 # syslog(3): the least severe level of logging's that counts as each priority
 _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
@@ -55,9 +56,9 @@ def record(kind: str, **fields: object) -> dict[str, object]:
 class JournalHandler(logging.Handler):
     """Writes each record once: by `send`, else on stderr. Nothing that goes wrong here reaches who logged.
 
-    `send` is systemd.journal's sendv, which takes one "FIELD=value" an argument; None: there is none. It blocks, and holds the GIL,
-    while the journal's queue is full (journald hangs, or is flooded). So `probe`, a socket connected to the same queue, is asked
-    first; stderr blocks too then, but its own thread only, and after some hundred kilobytes.
+    `send` takes one "FIELD=value" an argument; None: there is none. That of systemd-python, sendv, blocks, and holds the GIL, while the
+    journal's queue is full (journald hangs, or is flooded). So `probe`, a socket connected to the same queue, is asked first; stderr
+    blocks too then, but its own thread only, and after some hundred kilobytes.
     """
 
     def __init__(self, send: Send | None, probe: socket.socket | None = None) -> None:
@@ -155,8 +156,8 @@ def install(environment: Environment, fd: int = 2) -> None:
     """Send the library's log records to the journal where that is where they end: where `fd` is its stream."""
     uninstall()
     if is_journal(environment, fd):
-        send = _native()
-        JournalHandler(send, connected(_SOCKET) if send else None).take(LOG)
+        sock = connected(_SOCKET)
+        JournalHandler(_sender(sock), sock).take(LOG)
 
 
 def uninstall() -> None:
@@ -179,26 +180,39 @@ def is_journal(environment: Environment, fd: int = 2) -> bool:
 
 
 def tell(kind: str, text: str, **named: object) -> None:
-    """Write one record by itself, where the journal and systemd-python are: for a command, whose own output is for people."""
-    send = _native()
-    if send is not None:
-        with contextlib.suppress(Exception):  # whatever it is, the command has done its work
+    """Write one record by itself, where the journal is: for a command, whose own output is for people."""
+    sock = connected(_SOCKET)
+    send = _sender(sock)
+    if send is not None and sock is not None:
+        with sock, contextlib.suppress(Exception):  # whatever it is, the command has done its work
             send(*fields(logging.makeLogRecord({"name": LOG.name, "levelno": logging.INFO, **record(kind, **named)}), text))
 
 
-def _native() -> Send | None:
-    """Return systemd-python's sendv; None where it, or the journal's socket, is missing.
+def _sender(sock: socket.socket | None) -> Send | None:
+    """Return what sends to the journal: systemd-python's sendv, else our own on `sock`; None where there is no socket.
 
     Loaded now: in a drain the release it came with may have been deleted.
     """
-    if not os.path.exists(_SOCKET):
+    if sock is None:  # libsystemd would say that all is well, and the record would be gone
         return None
     try:
         from systemd.journal import sendv  # noqa: PLC0415 - 10 ms and more, of use under a manager only
     except (ImportError, OSError):
-        return None
+        return lambda *named: sock.send(datagram(named), socket.MSG_DONTWAIT)
     send: Send = sendv
     return send
+
+
+def datagram(named: Iterable[bytes]) -> bytes:
+    """Write fields, "NAME=value" each, as one record: https://systemd.io/JOURNAL_NATIVE_PROTOCOL; a value of many lines has its length in front."""
+    return b"".join(map(_field, named))
+
+
+def _field(field: bytes) -> bytes:
+    if b"\n" not in field:
+        return field + b"\n"
+    name, _, value = field.partition(b"=")
+    return name + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
 
 
 def connected(path: str) -> socket.socket | None:

@@ -5,7 +5,8 @@
     metrics.register()
 
 They are collected when they are scraped; tracking costs what it did. A drain ends its process, which takes its last figures along: what
-became of past drains is in the journal. In a cluster each process has its own, and the primary counts its workers' drains.
+became of past drains is in the journal. In a cluster each process has its own, and the primary counts its workers' drains and rolls. Of a
+roll by `requiem-systemd roll` no process is left to be scraped: `requiem-systemd history NAME --json` has those, by verdict, too.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Figures(Collector):
             yield CounterMetricFamily("requiem_outlived", "Jobs that TimeoutStopSec= alone would have had killed.", value=self._outlived)
         for name, text, counted in (
             ("requiem_reloads", "Reloads, by verdict.", tally.reloads),
-            ("requiem_rolls", "Exchanges of a cluster's workers, by verdict.", tally.rolls),
+            ("requiem_rolls", "Exchanges of a cluster's workers, by verdict; rolls of units: requiem-systemd history.", tally.rolls),
         ):
             yield _family(CounterMetricFamily, name, text, "verdict", {one: counted[one] for one in VERDICTS})
 

@@ -43,11 +43,8 @@ class Process(NamedTuple):
     relation: str
 
 
-def beside(pid: int, late: Callable[[], bool], *, orphans: bool) -> list[Process]:
-    """Return the processes below `pid`, and with `orphans` those of its service that are below nobody.
-
-    `late` says when to look at no more of them.
-    """
+def members(pid: int, late: Callable[[], bool]) -> dict[int, Stat]:
+    """Return the processes of the service that `pid` belongs to, itself too; `late` says when to look at no more of them."""
     found: dict[int, Stat] = {}
     for other in _members(pid):
         if late() or len(found) >= MOST:
@@ -55,6 +52,15 @@ def beside(pid: int, late: Callable[[], bool], *, orphans: bool) -> list[Process
         stat = _stat(other)
         if stat is not None:
             found[other] = stat
+    return found
+
+
+def beside(pid: int, late: Callable[[], bool], *, orphans: bool) -> list[Process]:
+    """Return the processes below `pid`, and with `orphans` those of its service that are below nobody.
+
+    `late` says when to look at no more of them.
+    """
+    found = members(pid, late)
     relations = related(pid, {stat.pid: stat.parent for stat in found.values()})
     now, tick = time.clock_gettime(time.CLOCK_BOOTTIME), os.sysconf("SC_CLK_TCK")
     return [

@@ -64,6 +64,7 @@ class Environment(NamedTuple):
     notify_socket: str | None = None
     listeners: tuple[tuple[int, str], ...] = ()
     watchdog: float | None = None
+    fed_by: int | None = None  # the process that is to feed the watchdog, where that is another
     exec_pid: int | None = None
     journal_stream: tuple[int, int] | None = None
     runtime_directory: str | None = None
@@ -236,6 +237,12 @@ def _watchdog(environ: Mapping[str, str], pid: int, problem: Callable[[str], Non
     return interval / 1_000_000
 
 
+def _fed_by(environ: Mapping[str, str], pid: int) -> int | None:
+    """sd_watchdog_enabled(3): what was left to us by a parent that did not take it."""
+    other = _whole(environ.get("WATCHDOG_PID", ""), 2**31 - 1)
+    return other if other not in (None, pid) and _whole(environ.get("WATCHDOG_USEC", ""), 2**63) else None
+
+
 def _limits(environ: Mapping[str, str], problem: Callable[[str], None]) -> Mapping[str, float | str]:
     """REQUIEM_*: limits that the unit sets; they win over the code's."""
     limits: dict[str, float | str] = {}
@@ -284,6 +291,7 @@ def read(environ: Mapping[str, str], pid: int, pidfdid: int | None = None) -> En
         notify_socket=notify_socket if worker is None else f"fd:{worker.channel}",
         listeners=_listeners(environ, pid, pidfdid, problems.append),
         watchdog=_watchdog(environ, pid, problems.append),
+        fed_by=_fed_by(environ, pid),
         exec_pid=_whole(environ.get("SYSTEMD_EXEC_PID", ""), 2**31 - 1),
         journal_stream=_pair(environ.get("JOURNAL_STREAM")),
         runtime_directory=(environ.get("RUNTIME_DIRECTORY") or "").split(":")[0] or None,

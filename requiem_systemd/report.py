@@ -14,6 +14,8 @@ from requiem_systemd.stacks import brief
 LISTED: Final = 20
 # How a reload ends that a drain cuts into.
 NO_RELOAD: Final = "the service is draining: nothing is reloaded any more"
+# What a reload has done that went well and of which nobody was to hear.
+NO_HANDLER: Final = 'nothing was reloaded: the service has no handler for it (requiem_systemd.on("reload")); what has changed needs a restart'
 
 # What is shown of each kind, one and many; a hook holds like a job and is counted as one.
 _NOUNS: Final = (

@@ -1,7 +1,7 @@
 """What a unit's files say: read from inside, so that mistakes are named before they cost a job, and by `requiem-systemd doctor`.
 
-From inside: the manager tells a service neither its KillMode= nor its NotifyAccess=, but its files are open to all. What cannot be read (a user's
-manager, a RootDirectory=) is unknown, and nothing is said about it.
+From inside: the manager tells a service neither its KillMode= nor its NotifyAccess=, but its files are open to all. What cannot be read (under
+a RootDirectory=, or ProtectHome= in a user's manager) is unknown, and nothing is said about it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ FOLDERS: Final = (
     *("/run/systemd/generator", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"),
     "/run/systemd/generator.late",
 )
+# Of a user's manager: {0} its $XDG_RUNTIME_DIR, {1} the user's home.
+_USER_FOLDERS: Final = (
+    *("{1}/.config/systemd/user.control", "{0}/systemd/user.control", "{0}/systemd/transient", "{0}/systemd/generator.early"),
+    *("{1}/.config/systemd/user", "/etc/xdg/systemd/user", "/etc/systemd/user", "{0}/systemd/user", "/run/systemd/user", "{0}/systemd/generator"),
+    *("{1}/.local/share/systemd/user", "/usr/local/share/systemd/user", "/usr/share/systemd/user", "/usr/local/lib/systemd/user"),
+    *("/usr/lib/systemd/user", "{0}/systemd/generator.late"),
+)
 # What an empty assignment leaves as it was; all else it resets. systemd.unit(5): dependencies cannot be reset. Words, numbers and times do
 # not parse when empty, so that systemd ignores the line; but for KillMode=. Tried, one by one: 252, 257, 262.
 KEPT: Final = frozenset(
@@ -37,6 +44,7 @@ KEPT: Final = frozenset(
 # systemd-system.conf(5), DefaultTimeoutStopSec= where nobody has changed it
 STOP_TIMEOUT: Final = "90s"
 SYSTEM_SOCKET: Final = "/run/systemd/notify"
+_USER_SOCKET: Final = re.compile(r"(/run/user/[0-9]+)/systemd/notify")
 _SERVICE: Final = re.compile(r"/([^/\n]+\.service)(?=/|$)", re.MULTILINE)
 
 
@@ -53,6 +61,14 @@ def service_of(cgroups: str) -> str | None:
     """Return the innermost service in the text of /proc/PID/cgroup."""
     names = _SERVICE.findall(cgroups)
     return names[-1] if names else None
+
+
+def folders_of(manager: str | None) -> Sequence[str]:
+    """Return where the manager that listens at a socket looks for units; nothing where it is none of systemd's."""
+    if manager == SYSTEM_SOCKET:
+        return FOLDERS
+    found = _USER_SOCKET.fullmatch(manager or "")
+    return [folder.format(found[1], os.path.expanduser("~")) for folder in _USER_FOLDERS] if found else ()
 
 
 def settings(name: str, folders: Sequence[str] = FOLDERS) -> Mapping[str, str] | None:

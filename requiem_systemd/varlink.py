@@ -74,7 +74,8 @@ type Process (pid: int, parent: int, name: string, state: string, age: float, re
 type Thread (name: string, daemon: bool, stack: []string)
 
 # Reload, and answer when that has ended: with an error if it failed or cannot be done. The unit's main process does it.
-method Reload() -> ()
+# note: what whoever asked should know of a reload that went well, if there is anything.
+method Reload() -> (note: ?string)
 
 # Where this process stands. since: in this state. extension: until what the manager was last asked for runs out.
 # drain_left: until drain_timeout abandons what is in flight. exit_left: until exit_timeout ends the process.

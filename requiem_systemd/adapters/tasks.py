@@ -30,8 +30,9 @@ class Inside:
 
 
 INSIDE: Final = Inside()
-# Servers that do their own work in what an application sends: hypercorn, whose next request and idle timeout begin in the task of the last one.
-_SERVERS: Final = ("hypercorn.",)
+# Servers that do their own work in what an application sends: hypercorn's next request and idle timeout begin in the task of the last
+# one, and so do uvicorn's pipelined requests.
+_SERVERS: Final = ("hypercorn.", "uvicorn.")
 in_request: Final[contextvars.ContextVar[Inside | None]] = contextvars.ContextVar("requiem_in_request", default=None)
 
 

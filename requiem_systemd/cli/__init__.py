@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ VERBS: Final = MappingProxyType(
         "serve": "run an ASGI or WSGI application, in one process or in several",
         "roll": "start a service's next generation, and have the old ones drain",
         "drain": "stop all generations of a service, and wait for their jobs",
+        "renew": "have units take up replaced files, and wait for no drain",
         "new": "write the units of a service",
         "doctor": "say what of a unit will kill a drain or drop a connection",
     }
@@ -29,7 +31,7 @@ VERBS: Final = MappingProxyType(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [*_renewed(sys.argv[0]), *sys.argv[1:]] if argv is None else list(argv)
     if words and words[0] in VERBS:
         status: int = importlib.import_module(f"{__name__}.{words[0]}").run(words[1:])
         return status
@@ -46,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("arguments", nargs="*", default=(), help=argparse.SUPPRESS)
     parser.parse_args(words)
     return 2
+
+
+def _renewed(program: str) -> list[str]:
+    """Under the name of a unit the command renews it: as a link in needrestart's restart.d, whose scripts are named so and take no words."""
+    name = os.path.basename(program)
+    return ["renew", name] if name.endswith(".service") else []
 
 
 def _version() -> str:

@@ -99,10 +99,14 @@ class Instance(NamedTuple):
         return self.active not in (*_LEAVING, "activating") and not self.restarts
 
 
+def blocks(shown: str) -> list[dict[str, str]]:
+    """Read the output of `systemctl show`, a block a unit."""
+    return [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n")]
+
+
 def read(shown: str) -> list[Instance]:
-    """Read the output of `systemctl show --property=PROPERTIES`, a block a unit."""
-    blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n")]
-    return sorted((_instance(block) for block in blocks if "@" in block.get("Id", "")), key=lambda one: natural(one.instance))
+    """Read the output of `systemctl show --property=PROPERTIES`: those that are instances."""
+    return sorted((_instance(block) for block in blocks(shown) if "@" in block.get("Id", "")), key=lambda one: natural(one.instance))
 
 
 def natural(name: str) -> list[tuple[int, str]]:

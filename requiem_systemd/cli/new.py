@@ -30,6 +30,8 @@ FAILED: Final = 1
 SYSTEM: Final = "/etc/systemd/system"
 #: Where `--serve` listens if nothing else is said: where `requiem-systemd serve` does.
 LISTENS: Final = "127.0.0.1:8000"
+#: systemd.service(5): RestartSteps= and RestartMaxDelaySec= are v254's.
+PAUSES_SINCE: Final = 254
 _DESCRIPTION: Final = """\
 Write the units of a service, made from the templates that come with requiem_systemd, and say what to type next:
 
@@ -107,10 +109,11 @@ def _wanted(options: argparse.Namespace) -> Wanted:
     own = (
         program is not None and program.notifies and not program.pings
     )  # a server with a way of its own, and no pinger
+    mute = program is not None and not program.notifies and programs.is_mute(program, arguments)
     return Wanted(
         options.name,
         command=templates.quoted(words),
-        reload=_reload(options, program),
+        reload=_reload(options, program, arguments),
         tool=templates.quoted([sys.executable, "-m", "requiem_systemd"]),
         folder=folder.replace("%", "%%"),
         listens=listens,
@@ -119,10 +122,20 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         several=several,
         cluster=several and program is not None and program.name == "requiem-systemd serve",
         notifies=options.type == "notify",
-        pings=not own,
+        pings=not own and not mute,
+        mute=mute,
+        pauses=options.rolling and (_version(user=options.user) or 0) >= PAUSES_SINCE,
         user=options.user,
         home=templates.below_home(folder, words[0]),
     )
+
+
+def _version(*, user: bool) -> int | None:
+    """Return the version of the manager that the units are for; None where none answers, as in an image that is built."""
+    try:
+        return sources.version(user=user)
+    except sources.UnreadableError:
+        return None
 
 
 def _check_name(name: str, *, as_user: bool) -> None:
@@ -172,11 +185,16 @@ def _exec_words(text: str, folder: str) -> list[str]:
     return [os.path.normpath(there), *words[1:]]
 
 
-def _reload(options: argparse.Namespace, program: programs.Program | None) -> str:
+def _reload(
+    options: argparse.Namespace, program: programs.Program | None, arguments: Sequence[str]
+) -> str:
     """Return what ExecReload= is to be."""
     if options.type != "notify" or (program is not None and program.kind == programs.QUEUE):
         return ""
-    if program is not None and program.notifies and not program.pings:
+    own_way = program is not None and (
+        (program.notifies and not program.pings) or programs.is_mute(program, arguments)
+    )
+    if program is not None and own_way:  # no line of ours runs in its main process, which ExecReload= would ask
         return "/bin/kill -HUP $MAINPID" if program.hup == programs.RELOAD else ""
     return f"{templates.quoted([sys.executable, '-m', 'requiem_systemd'])} reload --pid $MAINPID"
 

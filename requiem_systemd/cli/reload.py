@@ -32,7 +32,7 @@ then systemctl daemon-reload, and restart the service. No SIGHUP is sent instead
 _DESCRIPTION: Final = """\
 Have a service reload, and wait until it has. The exit status is the verdict:
 
-  0  the reload went well
+  0  the reload went well; stderr says so if the service has no handler for it, so that there was nothing to reload
   1  it failed, or there was no verdict; the reason is on stderr, and the service keeps its old state
   2  wrong usage
   3  the service cannot be reached; stderr says what to add to its unit"""
@@ -127,6 +127,8 @@ def _reload(sock: socket.socket, timeout: float | None, in_stop: Callable[[], ob
     except (OSError, ProtocolError) as problem:
         return _say(f"no verdict: {problem}")
     if not error:
+        if note := parameters.get("note"):
+            _say(note)
         return 0
     if error == varlink.RELOAD_FAILED:
         if parameters.get("draining"):

@@ -7,7 +7,7 @@ import re
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from requiem_systemd.cli.generations import natural
+from requiem_systemd.cli.generations import blocks, natural
 from requiem_systemd.cli.systemctl import Anchor, UnavailableError
 from requiem_systemd.protocol import clean
 
@@ -59,13 +59,11 @@ def of(unit: str, *, user: bool) -> list[Found]:
     name = unit.removesuffix(".service")
     words = [f"{name}.service", *([] if "@" in name else [re.sub(r"\\", r"\\\\", name) + "@*.service"])]
     done = Anchor(name, user=user).systemctl("show", f"--property={','.join(_PROPERTIES)}", "--", *words)
-    blocks = [
-        dict(line.partition("=")[::2] for line in block.splitlines()) for block in done.stdout.split("\n\n")
-    ]
-    loaded = [block for block in blocks if block.get("LoadState") == "loaded"]
+    shown = blocks(done.stdout)
+    loaded = [block for block in shown if block.get("LoadState") == "loaded"]
     if not loaded:
         says = clean(done.stderr, 1000) or next(
-            (block["LoadState"] for block in blocks if "LoadState" in block), "nothing about it"
+            (block["LoadState"] for block in shown if "LoadState" in block), "nothing about it"
         )
         where = "" if user else "; --user asks your own manager"
         msg = f"{name}.service: systemctl says {says}{where}"
@@ -79,10 +77,11 @@ def of(unit: str, *, user: bool) -> list[Found]:
         state = clean(loaded[0].get("ActiveState", "not running"))
         msg = f"{name}.service is {state}, and nothing of it runs"
         raise UnavailableError(msg)
-    return sorted((_found(root, block) for block in running), key=lambda one: natural(one.name))
+    return sorted((of_block(root, block) for block in running), key=lambda one: natural(one.name))
 
 
-def _found(root: str, block: Mapping[str, str]) -> Found:
+def of_block(root: str, block: Mapping[str, str]) -> Found:
+    """Return a unit with its sockets, by what systemd shows of it; `root` is where its RuntimeDirectory= is."""
     directories = block.get("RuntimeDirectory", "").split()
     return Found(
         block.get("Id", ""), tuple(_sockets(os.path.join(root, directories[0]))) if directories else (), block

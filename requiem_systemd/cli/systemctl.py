@@ -74,8 +74,7 @@ class Anchor:
         """Return what the anchor requires and is not active: without it a start fails, and leaves the anchor inactive."""
         required = self.show("Requires")["Requires"].split()
         shown = self.systemctl("show", "--property=Id,ActiveState", "--", *required).stdout if required else ""
-        blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in shown.split("\n\n")]
-        return [block["Id"] for block in blocks if block.get("ActiveState", "active") not in ("active", "reloading")]
+        return [block["Id"] for block in generations.blocks(shown) if block.get("ActiveState", "active") not in ("active", "reloading")]
 
     def is_us(self) -> bool:
         """Say whether the anchor runs us."""
@@ -99,9 +98,9 @@ class Anchor:
 
     # -- acting
 
-    def systemctl(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run systemctl to its end."""
-        return run("systemctl", *(("--user",) if self._user else ()), "--no-ask-password", *words)
+    def systemctl(self, *words: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+        """Run systemctl to its end. Raises subprocess.TimeoutExpired after `timeout` seconds; a job that it began goes on."""
+        return run("systemctl", *(("--user",) if self._user else ()), "--no-ask-password", *words, timeout=timeout)
 
     def stop(self, units: Sequence[str], *, block: bool = False) -> None:
         """Stop units, without waiting unless told so; units that are not there are no error."""
@@ -141,7 +140,7 @@ class Anchor:
             os.close(lock)
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program of systemd's to its end, in English; UnavailableError where it is not there."""
     environ = {**os.environ, "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": "", "LC_ALL": "C.UTF-8"}
     try:
@@ -153,6 +152,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
             text=True,
             errors="replace",
             env=environ,
+            timeout=timeout,
         )
     except OSError as error:
         msg = f"{command[0]} cannot be run: {error}"

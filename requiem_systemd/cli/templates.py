@@ -38,6 +38,8 @@ class Wanted(NamedTuple):
     cluster: bool = False  # those are a primary and its workers, of this library's making
     notifies: bool = True  # says READY=1
     pings: bool = True  # says WATCHDOG=1
+    mute: bool = False  # its main process says nothing, its workers do
+    pauses: bool = False  # systemd knows growing pauses between restarts
     user: bool = False
     home: bool = False  # something of it is below a home
 
@@ -75,6 +77,8 @@ def _rolling(wanted: Wanted) -> dict[str, str]:
     one.drop_comment(r"With --release in NAME\.service")
     one.replace("(Description=.*)$", f"Description={name}, generation %i")
     _service(one, wanted)
+    if wanted.pauses:
+        _grow(one)
     if wanted.user:
         anchor.set("WantedBy", "default.target")
     made = {f"{name}.service": anchor, f"{name}@.service": one}
@@ -101,12 +105,7 @@ def _service(text: Text, wanted: Wanted) -> None:
             text.comment("ExecReload", "The server's own reload.")
     else:
         text.drop("ExecReload")
-    if not wanted.notifies:
-        text.set("Type", "exec")
-        text.comment("Type", "Started as soon as the program runs: it does not say READY=1.")
-        text.drop(*_SAID)
-    if not wanted.pings:
-        text.drop("WatchdogSec")
+    _speaking(text, wanted)
     if wanted.several:
         _several(text, cluster=wanted.cluster)
     if wanted.home:
@@ -116,6 +115,19 @@ def _service(text: Text, wanted: Wanted) -> None:
         text.cut("# -- hardening")
         text.drop("After=network.target")
         text.set("WantedBy", "default.target")
+
+
+def _speaking(text: Text, wanted: Wanted) -> None:
+    """Have systemd wait for what is said, and hear those who say it."""
+    if not wanted.notifies:
+        text.set("Type", "exec")
+        text.comment("Type", "Started as soon as the program runs: it does not say READY=1.")
+        text.drop(*_SAID)
+    if not wanted.pings:
+        text.drop("WatchdogSec")
+    if wanted.mute:
+        text.set("NotifyAccess", "all")
+        text.comment("NotifyAccess", "The workers say READY=1 and extend; the main process, their parent, says nothing.")
 
 
 def _several(text: Text, *, cluster: bool) -> None:
@@ -134,6 +146,13 @@ def _several(text: Text, *, cluster: bool) -> None:
         "ExitType=cgroup",
         "Where the primary is killed its workers end their jobs, and go; only then is the unit over, and Restart= has a clean start.",
     )
+
+
+def _grow(text: Text) -> None:
+    """Have the pauses between restarts grow, as the drop-in for units that are there already does."""
+    lines = template("drop-ins/restart-pauses.conf").splitlines()
+    text.comment("Restart", "A crash is mended.")
+    text.insert("RestartSec", lines[lines.index("RestartSec=1s") + 1 :])
 
 
 def _socket(name: str, wanted: Wanted) -> Text:
@@ -243,8 +262,12 @@ class Text:
 
     def behind(self, key: str, line: str, comment: str) -> None:
         """Put a line with its comment behind a setting."""
+        self.insert(key, [f"# {comment}", line])
+
+    def insert(self, key: str, lines: Sequence[str]) -> None:
+        """Put lines behind a setting."""
         place = next(number for number, one in enumerate(self._lines) if self._is(one, key))
-        self._lines[place + 1 : place + 1] = [f"# {comment}", line]
+        self._lines[place + 1 : place + 1] = lines
 
     def cut(self, start: str) -> None:
         """Take away everything from a line that begins so to the next section."""

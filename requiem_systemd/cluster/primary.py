@@ -148,8 +148,10 @@ class Primary:
         """Hold the stop for it no longer."""
         self.workers.pop(worker.id, None)
         self._name_abandoned(worker)
-        if worker.left_at is not None and self._engine is not None:
-            self._engine.tally.drained(self.loop.clock.now() - worker.left_at)
+        if self._engine is not None:
+            self._engine.sweep()
+            if worker.left_at is not None:
+                self._engine.tally.drained(self.loop.clock.now() - worker.left_at)
         if self.watcher is not None:
             self.watcher.ended(worker)
         self.show()

@@ -141,6 +141,15 @@ class Server:
         self.manager.stop()
         self.wait_for(lambda: self.told("EXTEND_TIMEOUT_USEC"))
 
+    def watch(self, seconds: float) -> None:
+        """Have the manager wait for WATCHDOG=1; before the start."""
+        self.manager.settings = self.manager.unit.settings = self.manager.settings._replace(watchdog=seconds)
+
+    def stop_patiently(self) -> None:
+        """`systemctl stop --no-block`, with time for a parent that hears of it late, where it is not the extension that is tested."""
+        self.manager.unit.settings = self.manager.settings._replace(timeout_stop=PATIENCE)
+        self.manager.stop()
+
     def told(self, key: str) -> bool:
         """Say whether the manager has heard something from each process that is to say it: the main one, or all workers."""
         heard = {message.pid for message in self.manager.messages if key in message.values}

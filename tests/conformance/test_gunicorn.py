@@ -186,6 +186,19 @@ def test_status_says_what_a_worker_waits_for(make: Make) -> None:
     server.ended()
 
 
+def test_watchdog(make: Make) -> None:
+    """The arbiter feeds the manager's watchdog, in the drain too, and is not killed by it."""
+    server = make(*THREADS)
+    server.watch(4.0)
+    server.start()
+    server.manager.wait_for(lambda: server.manager.sent.count("WATCHDOG") > 1)
+    get(server.port, "/job?s=5")
+    server.wait_recorded("begun job")
+    server.stop()
+    assert "ended job" in server.ended()
+    assert {message.pid for message in server.manager.messages if "WATCHDOG" in message.values} == {server.process.pid}
+
+
 def test_own_socket_is_unlinked(make: Make, tmp_path: Path) -> None:
     """The path of an AF_UNIX listener goes with it."""
     path = tmp_path / "http"

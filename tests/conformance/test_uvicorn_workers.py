@@ -47,7 +47,7 @@ def test_roll(server: Server) -> None:
     assert server.manager.state == "running"
     assert "STOPPING" not in server.manager.sent
     assert get(server.port, "/").status == 200
-    server.manager.stop()
+    server.stop_patiently()
     server.ended()
     assert server.recorded.count("shutdown") == 2 * number
     assert "Draining" not in server.manager.status
@@ -87,6 +87,16 @@ def test_blocked_loop(server: Server) -> None:
 
 
 @pytest.mark.parametrize("subject", UVICORN, ids=str)
+def test_watchdog(server: Server) -> None:
+    """Under WatchdogSec= the service is killed, since its parent says nothing; its workers have said so at their start."""
+    server.watch(3.0)
+    server.spawn(server.subject.command)
+    server.wait_for("failed")
+    assert server.manager.result == "watchdog"
+    assert f"WatchdogSec= is for process {server.process.pid}" in server.output
+
+
+@pytest.mark.parametrize("subject", UVICORN, ids=str)
 def test_quit(server: Server) -> None:
     """What hurries a drain up is a signal to all: the jobs are abandoned, by name."""
     server.start()
@@ -112,6 +122,5 @@ def test_limit_max_requests_of_workers(server: Server) -> None:
     assert server.manager.state == "running"
     assert "STOPPING" not in server.manager.sent
     # uvicorn's parent hears of nothing while it waits, up to 5 s, for a worker that is just ending to answer its ping.
-    server.manager.unit.settings = server.manager.unit.settings._replace(timeout_stop=30)
-    server.manager.stop()
+    server.stop_patiently()
     server.ended()

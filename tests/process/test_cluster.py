@@ -589,6 +589,33 @@ def test_busy_worker_is_left_alone(watched: Primary) -> None:
     watched.ends()
 
 
+# -- what is left
+
+
+def test_control_socket_goes_with_its_worker(primary: Primary, tmp_path: Path) -> None:
+    """In the unit's runtime folder nothing is left of a worker that has ended, though none is started in its place."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    primary.serve(before=f"os.environ['RUNTIME_DIRECTORY'] = '{folder}'; requiem.initialize()")
+    numbers = {pid: number for number, pid in (primary.forked(), primary.forked())}
+
+    def left() -> set[str]:
+        return {path.name for path in folder.iterdir()}
+
+    assert left() == {"requiem", *(f"requiem.{pid}" for pid in numbers)}
+    busy = primary.ask("job")
+    (idle,) = set(numbers) - {busy}
+    primary.manager.stop()
+    primary.expect("exit", numbers[idle], idle, 0)
+    deadline = time.monotonic() + PATIENCE
+    while left() != {"requiem", f"requiem.{busy}"}:
+        assert time.monotonic() < deadline, left()
+        time.sleep(0.01)
+    primary.let_go()
+    primary.expect("exit", numbers[busy], busy, 0)
+    primary.ends()
+
+
 # -- listeners
 
 

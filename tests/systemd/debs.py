@@ -78,8 +78,9 @@ def build_source(folder: Path) -> None:
     copy(tree)
     version = re.match(r"(\S+) \((.+)-", (tree / "debian" / "changelog").read_text())
     assert version
+    top = f"{version[1]}-{version[2]}"
     with tarfile.open(folder / f"{version[1]}_{version[2]}.orig.tar.gz", "w:gz") as archive:
-        archive.add(tree, f"{version[1]}-{version[2]}", filter=lambda member: None if member.name.endswith("/debian") else member)
+        archive.add(tree, top, filter=lambda member: None if member.name == f"{top}/debian" else member)
     _build("source", tree, ENVIRONMENT)
 
 

@@ -225,6 +225,17 @@ class Rolled(Unit):
         self.box.systemctl("reset-failed", *every, check=False)
 
 
+def traces(box: Sandbox, stem: str, folder: str) -> set[str]:
+    """Return what bears a service's name: units that systemd knows, processes, folders and files, control groups."""
+    units = box.systemctl("list-units", "--all", "--plain", "--no-legend", f"{stem}*").stdout
+    found = {f"unit {' '.join(line.split()[:4])}" for line in units.splitlines()}
+    processes = box.run("pgrep", "--full", "--list-full", folder, check=False).stdout
+    found |= {f"process {line}" for line in processes.splitlines()}
+    where = ("/run", "/tmp", "/var/tmp", "/var/lib", "/sys/fs/cgroup")
+    paths = box.run("find", *where, "-name", f"*{stem}*", "-prune", "-print", check=False).stdout.splitlines()
+    return found | {f"path {path}" for path in paths if "/run/systemd/system/" not in path}
+
+
 def settings_text(settings: Mapping[str, object]) -> str:
     """Write settings as lines of a unit; one that is a list comes several times."""
     return "".join(

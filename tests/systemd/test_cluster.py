@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import textwrap
 import time
+import urllib.request
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from tests.systemd.conftest import UNITS, Unit
 from tests.systemd.load import Course, Figures, Load
-from tests.systemd.rolling import settings_text
+from tests.systemd.rolling import settings_text, traces
 from tests.systemd.sandbox import CHECKOUT
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tests.systemd.sandbox import Sandbox
 
 SERVER = """
-import http.server, os, pathlib, threading, time
+import ctypes, http.server, os, pathlib, threading, time
 import requiem_systemd as requiem
 from requiem_systemd import Cluster, cluster
 
@@ -28,6 +29,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self):
+        if self.path == "/hang":
+            ctypes.PyDLL(None).sleep(60)  # holds the GIL
         answer = VERSION.encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
@@ -75,6 +78,19 @@ class Cluster(NamedTuple):
         """Put a version of the code there."""
         self.box.write(f"{self.folder}/version", version)
 
+    def get(self, path: str = "/", timeout: float = 10) -> str:
+        """Ask for a path over a new connection, and return the answer."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def wait_for_another(self, primary: int) -> None:
+        """Wait until systemd has started another primary, and that says that all is well."""
+        deadline = time.monotonic() + 30
+        while self.unit.main_pid in (0, primary) or self.unit.state != "active":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
     def count(self, text: str) -> int:
         """Count lines of its journal."""
         return self.unit.journal().count(text)
@@ -92,6 +108,10 @@ class Cluster(NamedTuple):
     def descriptors(self) -> int:
         """Count the primary's descriptors."""
         return len(self.box.run("ls", f"/proc/{self.unit.main_pid}/fd").stdout.split())
+
+    def control_sockets(self) -> int:
+        """Count the sockets in its runtime folder: the primary's, and one of each worker."""
+        return len(self.box.run("ls", f"/run/{self.unit.name.removesuffix('.service')}").stdout.split())
 
     def load(self, rate: int = 250) -> Load:
         """Return a client."""
@@ -158,7 +178,7 @@ def test_reload_under_load(clustered: Callable[..., Cluster], repetitions: int) 
     """Reloads with four jobs of 8 s in flight: no request fails, every answer is new code's, every job ends."""
     made = clustered(jobs=2, seconds=8)
     with made.load() as load:
-        course = Course.begin()
+        course = Course.begin(repetitions)
         for number in range(repetitions):
             made.write(f"version {number}")
             course.roll(made.unit.reload)
@@ -221,12 +241,41 @@ def test_killed_primary(clustered: Callable[..., Cluster]) -> None:
     before, primary = made.processes(), made.unit.main_pid
     begin = time.monotonic()
     made.box.run("kill", "-9", str(primary))
-    while made.unit.main_pid in (0, primary) or made.unit.state != "active":
-        assert time.monotonic() < begin + 30
-        time.sleep(0.1)
+    made.wait_for_another(primary)
     print(f"the next primary's workers were ready after {time.monotonic() - begin:.1f} s")
     assert not set(made.processes()) & set(before)
     assert len(made.processes()) == 3
+    assert made.count("job done") == 4
+    assert made.unit.stop().result == "success"
+    assert made.count("job begins") == made.count("job done") == 8
+
+
+@pytest.mark.timeout(60)
+def test_hung_worker(clustered: Callable[..., Cluster]) -> None:
+    """A worker that hangs in C code with the GIL held is killed within WatchdogSec=, and replaced; the other serves on, and systemd sees nothing of it."""
+    made = clustered(WatchdogSec=2)
+    before, primary = made.children(), made.unit.main_pid
+    with pytest.raises(ConnectionError):  # when it is killed; a watchdog that does not bite is a timeout
+        made.get("/hang", timeout=20)
+    text = made.unit.wait_for("hung: its watchdog was not fed for 2 s, and died of SIGABRT: another is started")
+    made.unit.wait_for("listening 3 ")
+    after = made.children()
+    assert {made.get() for _ in range(10)} == {"old"}
+    assert (len(after), len(set(before) & set(after))) == (2, 1), text
+    assert (made.unit.state, made.unit.main_pid, made.unit.show("NRestarts")["NRestarts"]) == ("active", primary, "0")
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(60)
+def test_hung_primary(clustered: Callable[..., Cluster]) -> None:
+    """A primary that hangs is ended by systemd's watchdog; its workers' jobs end all the same, past any timeout, and all is started anew."""
+    made = clustered(jobs=2, seconds=8, WatchdogSec=2)
+    before, primary = made.processes(), made.unit.main_pid
+    made.box.run("kill", "-STOP", str(primary))
+    made.unit.wait_for("Watchdog timeout")
+    made.wait_for_another(primary)
+    assert not set(made.processes()) & set(before)
     assert made.count("job done") == 4
     assert made.unit.stop().result == "success"
     assert made.count("job begins") == made.count("job done") == 8
@@ -256,7 +305,8 @@ def test_stop_of_what_a_killed_primary_left(clustered: Callable[..., Cluster]) -
 def test_fifty_rolls(clustered: Callable[..., Cluster]) -> None:
     """Fifty reloads in a row with jobs of 60 s: no request fails, every job ends, nothing is left behind."""
     made = clustered(jobs=1, seconds=60)
-    descriptors = made.descriptors()
+    stem = made.unit.name.removesuffix(".service")
+    descriptors, sockets = made.descriptors(), made.control_sockets()
     with made.load(50) as load:
         for number in range(50):
             made.write(f"version {number}")
@@ -268,7 +318,9 @@ def test_fifty_rolls(clustered: Callable[..., Cluster]) -> None:
         figures = load.stop()
     print(f"50 reloads, {figures.sent} requests, {failed(figures)} failed")
     assert failed(figures) == 0, figures.failed
-    assert descriptors == made.descriptors()
+    assert (descriptors, sockets) == (made.descriptors(), made.control_sockets())
     made.unit.kill("INT")  # the last two have jobs of their own
     assert made.unit.stop().result == "success"
     assert made.count("job begins") == made.count("job done") == 102
+    left = {trace for trace in traces(made.box, stem, made.folder) if not trace.startswith(f"unit {stem}.")}
+    assert left == {f"path {made.folder}"}  # what the test has written

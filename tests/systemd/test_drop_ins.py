@@ -87,11 +87,13 @@ def install(box: Sandbox, python: str, one: Documented, port: int, broker: str) 
         text = (EXAMPLES / example).read_text()
         box.write(f"{one.folder}/{place}", text + ("\napplication = app\n" if place.endswith("wsgi.py") else ""))
     for place, source in one.links.items():
+        box.run("rm", "-rf", place)  # where there is what stands for it, see test_units
         box.run("mkdir", "-p", Path(place).parent)
         box.run("rm", "-rf", place)  # test_units has what stands for programs there
         box.run("ln", "-sfn", Path(python).parents[1] / source, place)
     box.unit(one.unit, (CORPUS / one.unit).read_text())
-    box.unit(f"{one.unit}.d/requiem.conf", (CHECKOUT / "units/drop-ins" / f"{one.drop_in}.conf").read_text())
+    for name in (one.drop_in, "hardening"):
+        box.unit(f"{one.unit}.d/{name}.conf", (CHECKOUT / "units/drop-ins" / f"{name}.conf").read_text())
     environment = (f"PYTHONPATH={CHECKOUT}", f"EXAMPLE_PORT={port}", f"EXAMPLE_BROKER={broker}", f"RQ_REDIS_URL={broker}")
     own: dict[str, object] = {
         "User": "",
@@ -121,7 +123,7 @@ def begin(box: Sandbox, python: str, one: Documented, port: int, broker: str) ->
 @pytest.mark.since("25", "arbiter that the adapter can hold", "gunicorn")
 @pytest.mark.timeout(120)
 def test_documented_units(sandbox: Sandbox, python: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Each is ready, has a job of 5 s, and ends well after it, though it has 2 s; nothing is signalled that it would not stand."""
+    """Each is ready, has a job of 5 s, is exposed by 1.5 at most, and ends well after the job, though it has 2 s."""
     if sandbox.run(python, "-c", "import celery, fastapi, flask, gunicorn, rq", check=False).returncode:
         pytest.skip("this Python lacks the servers")
     ports = [any_port(), any_port(), 0, 0]
@@ -139,6 +141,8 @@ def test_documented_units(sandbox: Sandbox, python: str, request: pytest.Fixture
             for one, unit, port in zip(ALL, units, ports, strict=True):
                 begin(sandbox, python, one, port, broker.url)
                 unit.wait_for(": begun")
+            exposed = [sandbox.run("systemd-analyze", "security", "--threshold=15", "--no-pager", name, check=False) for name in names]
+            assert [done.returncode for done in exposed] == [0] * len(ALL), [done.stdout[-1500:] for done in exposed]
             ended = stop(*units)
             journals = [unit.journal() for unit in units]
             assert [(unit.result, unit.status) for unit in ended] == [("success", 0)] * len(ALL), journals

@@ -123,6 +123,18 @@ def test_killed_in_the_drain(service: ServiceFactory, sandbox: Sandbox, python: 
     assert sandbox.read("/run/requiem-tests/drain.svg").startswith("<svg ")
 
 
+def test_killed_at_once(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
+    """A drain that was killed in its first second has the names of its jobs too."""
+    unit = service(JOBS, Environment=f"PYTHONPATH={CHECKOUT}")
+    unit.kill("TERM")
+    unit.wait_for("running -> draining")
+    unit.kill("KILL")
+    unit.wait_for("Failed with result 'signal'")
+    (drain,) = told(sandbox, python, unit.name)
+    assert drain["outcome"] == "killed: signal 9"
+    assert "export 42" in [bar["label"] for bar in drain["drain"]["bars"] if bar["end"] is None]
+
+
 def test_not_for_everybody(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
     """Who may not read the journal hears so, and what to do; a unit that nothing is known of is 1."""
     service(JOBS, Environment=f"PYTHONPATH={CHECKOUT}")
@@ -174,9 +186,19 @@ def test_cluster(service: ServiceFactory, sandbox: Sandbox, python: str) -> None
 
 @pytest.mark.soak
 def test_without_systemd_python(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
-    """Lines on standard error are enough for when and how long."""
+    """A plain install tells the same, names and all."""
     script = "import sys\nsys.modules['systemd'] = None\n" + JOBS
     unit = service(script, Environment=f"PYTHONPATH={CHECKOUT}")
+    assert unit.stop().result == "success"
+    (drain,) = told(sandbox, python, unit.name)
+    assert (drain["outcome"], drain["drain"]["role"], drain["drain"]["outlived"]) == ("ended", "main", 1)
+    assert {bar["label"] for bar in drain["drain"]["bars"]} == {"mail 7", "export 42"}
+
+
+@pytest.mark.soak
+def test_without_the_socket(service: ServiceFactory, sandbox: Sandbox, python: str) -> None:
+    """Lines on standard error are enough for when and how long."""
+    unit = service(JOBS, Environment=f"PYTHONPATH={CHECKOUT}", InaccessiblePaths="/run/systemd/journal/socket")
     assert unit.stop().result == "success"
     (drain,) = told(sandbox, python, unit.name)
     assert (drain["outcome"], drain["reason"], drain["drain"]["in_flight"], drain["drain"]["bars"]) == ("ended", "SIGTERM", 2, [])

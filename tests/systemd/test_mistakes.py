@@ -54,6 +54,13 @@ def test_worker_that_nobody_listens_to(service: ServiceFactory) -> None:
     assert "Write NotifyAccess=all" in unit.journal()
 
 
+def test_watchdog_that_nobody_feeds(service: ServiceFactory) -> None:
+    """A worker process whose parent is to feed the watchdog says that it does not, and what to write."""
+    unit = service(PARENT, NotifyAccess="all", WatchdogSec=60, Environment=PATH)
+    unit.wait_for("named")
+    assert f"WatchdogSec= is for process {unit.main_pid}" in unit.journal()
+
+
 def test_worker_holds_the_stop(service: ServiceFactory) -> None:
     """Under NotifyAccess=all a worker's extensions count, nothing is wrong, and its job outlives TimeoutStopSec=."""
     unit = service(PARENT, NotifyAccess="all", Environment=PATH)

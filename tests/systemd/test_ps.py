@@ -80,6 +80,7 @@ def test_rolls_under_load(rolled: Setup, free_port: int) -> None:  # noqa: F811 
         for number in range(3):
             unit.write(code, f"v{number + 1}")
             unit.command("reload", check=True)
+            unit.box.run(COMMAND, "reload", f"{unit.stem}@{number + 2}", env={"PYTHONPATH": str(CHECKOUT)})
             for verb in ("ps", "why", "ps"):
                 begin = time.monotonic()
                 shown = unit.run(verb, "--json")
@@ -105,9 +106,13 @@ def test_cluster(clustered: Callable[..., Cluster], python: str) -> None:  # noq
     with made.load() as load:
         for version in ("one", "two"):
             made.write(version)
-            made.unit.reload()
+            if version == "one":
+                made.unit.reload()
+            else:
+                assert ask(made.box, python, "reload", name).stderr == ""
             told = json.loads(ask(made.box, python, "ps", name, "--json").stdout)["services"]
             assert [one["problem"] for one in told] == [None] * len(told)
+            assert ask(made.box, python, "why", name).stdout.count(":job\n") >= 2
         figures = load.stop()
     assert failed(figures) == 0, figures.failed
     described: list[dict[str, Any]] = [one["described"] for one in told]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tests.systemd.conftest import UNITS, booted
+from requiem_systemd.protocol import timespan
+from tests.systemd.conftest import UNITS, Unit, booted
 from tests.systemd.load import Course, Figures, Load
 from tests.systemd.rolling import COMMAND, FOUR_JOBS, HOLDING, SERVER, Rolled
 from tests.systemd.sandbox import Sandbox
@@ -110,7 +111,7 @@ def test_under_load(rolled: Setup, free_port: int, rolls: int) -> None:
     code = SERVER.replace("JOBS", FOUR_JOBS.replace("SECONDS", "8"))
     unit = rolled(code, port=free_port)
     with Load(f"127.0.0.1:{free_port}", new=250, keep=250) as load:
-        course = Course.begin()
+        course = Course.begin(2 * rolls)
         for number in range(2 * rolls):
             unit.write(code, f"v{number + 1}")
             course.roll(functools.partial(unit.command, "reload" if number < rolls else "restart", check=True))
@@ -185,6 +186,21 @@ def test_stop_after_a_failed_restart(rolled: Setup) -> None:
     assert "job done: one" in unit.text("1")
 
 
+def test_roll_behind_a_failed_restart(rolled: Setup) -> None:
+    """A roll by hand right behind a restart that failed rolls, and says so: systemctl reload would be a part of the start that comes then."""
+    unit = rolled(PLAIN_WORKER)
+    unit.write("import nowhere")
+    unit.box.write(f"{unit.folder}/good.py", PLAIN_WORKER.replace("VERSION", "two"))
+    roll = " ".join(unit.by_hand("roll"))
+    done = unit.box.run("sh", "-c", f"systemctl restart {unit.stem} || cp {unit.folder}/good.py {unit.folder}/app.py; {roll}", check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (
+        0,
+        [f"{unit.stem}@{unit.newest()}: serving; {unit.stem}@1: draining in the background"],
+    )
+    assert unit.instances()[str(unit.newest())].text == "two"
+    unit.await_anchor("active")
+
+
 def test_first_start_is_tried_on(rolled: Setup) -> None:
     """A first generation that does not come up fails the start, and is tried on until it does; a stop ends that."""
     unit = rolled(None, RestartSec="100ms")
@@ -214,6 +230,26 @@ def test_crash_is_mended(rolled: Setup) -> None:
         unit.await_states({"1": "active"})
     unit.reload()
     unit.await_states({"2": "active"})
+
+
+def test_pauses_grow(sandbox: Sandbox, python: str) -> None:
+    """`requiem-systemd new --rolling` asks this systemd whether it knows growing pauses: where it does they grow, else it hears of none."""
+    words = ("new", "pausing", "--exec", f"{python} -c exit(1)", "--rolling", "--working-directory", "/")
+    sandbox.run(python, "-m", "requiem_systemd", *words, env={"PYTHONPATH": str(CHECKOUT)})
+    unit = Unit(sandbox, "pausing@1.service")
+    try:
+        sandbox.daemon_reload()
+        sandbox.systemctl("start", "--no-block", unit.name)
+        sandbox.run("sh", "-c", f"until [ $(systemctl show -P NRestarts {unit.name}) -ge 2 ]; do sleep 0.02; done")
+        if sandbox.systemd_version < 254:
+            assert unit.show("RestartUSec")["RestartUSec"] == "1s"
+        else:
+            assert timespan(unit.show("RestartUSecNext")["RestartUSecNext"]) > timespan(unit.show("RestartUSec")["RestartUSec"]) == 1.0
+        assert "Unknown" not in unit.journal()
+    finally:
+        sandbox.systemctl("stop", unit.name, check=False)
+        sandbox.run("sh", "-c", "rm /etc/systemd/system/pausing*")
+        sandbox.daemon_reload()
 
 
 # -- a stop, another roll, a daemon-reload in the middle

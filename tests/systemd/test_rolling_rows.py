@@ -14,7 +14,7 @@ import pytest
 from tests import redisserver
 from tests.systemd import test_rolling
 from tests.systemd.load import Load
-from tests.systemd.rolling import FOUR_JOBS, SERVER, Rolled
+from tests.systemd.rolling import FOUR_JOBS, SERVER, Rolled, traces
 from tests.systemd.test_rolling import Setup
 
 if TYPE_CHECKING:
@@ -29,19 +29,6 @@ ROLLS, QUEUE_ROLLS, LONG = 50, 10, 60
 
 
 # -- a service with a listener
-
-
-def traces(unit: Rolled) -> set[str]:
-    """Return what bears the service's name: units that systemd knows, processes, folders and files, control groups."""
-    units = unit.box.systemctl("list-units", "--all", "--plain", "--no-legend", f"{unit.stem}*").stdout
-    found = {f"unit {' '.join(line.split()[:4])}" for line in units.splitlines()}
-    processes = unit.box.run("pgrep", "--full", "--list-full", unit.folder, check=False).stdout
-    found |= {f"process {line}" for line in processes.splitlines()}
-    where = ("/run", "/tmp", "/var/tmp", "/var/lib", "/sys/fs/cgroup")
-    paths = unit.box.run(
-        "find", *where, "-name", f"*{unit.stem}*", "-prune", "-print", check=False
-    ).stdout.splitlines()
-    return found | {f"path {path}" for path in paths if "/run/systemd/system/" not in path}
 
 
 def manager_descriptors(box: Sandbox) -> int:
@@ -59,7 +46,7 @@ def test_fifty_rolls(rolled: Setup, free_port: int) -> None:
     """Fifty rolls in a row with four jobs of 60 s in each generation, daemon-reloads between and in the drains: all is well, nothing is left."""
     code = SERVER.replace("JOBS", FOUR_JOBS.replace("SECONDS", str(LONG)))
     unit = rolled(None, port=free_port)
-    before = traces(unit)
+    before = traces(unit.box, unit.stem, unit.folder)
     unit.write(code)
     unit.start()
     descriptors = (descriptors_of(unit, "1"), manager_descriptors(unit.box))
@@ -90,7 +77,7 @@ def test_fifty_rolls(rolled: Setup, free_port: int) -> None:
     assert [line for line in text.splitlines() if re.search("Failed with result|timed out|SIGKILL|status=[^0]", line)] == []
     jobs = re.findall(r"job done: ([a-z ]+)", text)
     assert dict.fromkeys(("thread", "daemon thread", "task", "process"), ROLLS + 1) == Counter(jobs)
-    assert traces(unit) - before == {f"path /run/requiem-systemd/{unit.stem}.lock"}
+    assert traces(unit.box, unit.stem, unit.folder) - before == {f"path /run/requiem-systemd/{unit.stem}.lock"}
 
 
 # -- queue workers, without one

@@ -79,9 +79,10 @@ def test_tasks_of_a_request_are_jobs(service: Service) -> None:
     assert asyncio.run(main()) == ([], ["deeper", "work"], [])
 
 
-def test_tasks_of_a_server_are_none(service: Service) -> None:
+@pytest.mark.parametrize("module", ["hypercorn.asyncio.tcp_server", "uvicorn.protocols.http.h11_impl"])
+def test_tasks_of_a_server_are_none(service: Service, module: str) -> None:
     """What a server begins in the task of a request, because the application sends there, is no job of the request."""
-    server: dict[str, Any] = {"__name__": "hypercorn.asyncio.tcp_server"}
+    server: dict[str, Any] = {"__name__": module}
     exec("import asyncio\nasync def idle(): await asyncio.create_task(asyncio.sleep(0))", server)
 
     async def main() -> tuple[object, ...]:

@@ -88,3 +88,49 @@ def test_another_loop(service: Service) -> None:
     for _ in range(2):
         asyncio.run(_drive(tracked, {"type": "http", "method": "GET", "path": "/"}))
     assert held == ["sleep", "sleep"]
+
+
+def test_what_follows_a_request_is_no_job(service: Service) -> None:
+    """Called by a test's client, which goes on in the same context: what that begins afterwards holds nothing."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        return
+
+    async def main() -> tuple[object, ...]:
+        await _drive(TrackRequests(app, service=service), {"type": "http", "method": "GET", "path": "/"})
+        task = asyncio.create_task(asyncio.sleep(0))
+        held = service.in_flight()
+        await task
+        return held
+
+    assert asyncio.run(main()) == ()
+
+
+def test_another_loop_after_a_server(service: Service) -> None:
+    """A second server, in a loop of its own, serves the application when the first has ended: its tasks are tracked there too."""
+    held: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            task = asyncio.create_task(asyncio.sleep(0), name="job")
+            held.extend(job.label for job in service.in_flight() if job.kind == "job")
+            await task
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await asyncio.create_task(_drive(tracked, {"type": "http", "method": "GET", "path": "/"}))
+
+    async def serve() -> None:
+        async def receive() -> Any:
+            return {"type": "lifespan.startup"}
+
+        async def send(message: Any) -> None:
+            return
+
+        await tracked({"type": "lifespan"}, receive, send)
+
+    tracked = TrackRequests(app, service=service)
+    for _ in range(2):
+        asyncio.run(serve())
+        asyncio.run(_drive(tracked, {"type": "http", "method": "GET", "path": "/"}))
+    assert held == ["sleep"] * 4

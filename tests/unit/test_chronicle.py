@@ -25,7 +25,7 @@ def deadline(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def deadline(seconds: float) -> None:
         monkeypatch.setattr(unitfile, "own_service", lambda: "x.service")
-        monkeypatch.setattr(unitfile, "stop_timeout", lambda _: seconds)
+        monkeypatch.setattr(unitfile, "stop_timeout", lambda *_: seconds)
         monkeypatch.setattr(chronicle, "_manager", lambda _: unitfile.SYSTEM_SOCKET)
 
     return deadline
@@ -60,6 +60,35 @@ def test_nothing_held(manager: FakeManager, service: Service, seen: Journal) -> 
     manager.wait_for(lambda: len(seen.of("state")) >= 2)
     assert service.wait(10)
     assert seen.of("drained") + seen.of("held") == []
+    assert [record.get("REQUIEM_HOLDERS") for record in seen.of("state")[-2:]] == [None, None]
+
+
+def test_told_at_the_begin(manager: FakeManager, service: Service, seen: Journal) -> None:
+    """Who holds a drain stands in the record of its begin, which the manager has heard of by then: it may be killed at once."""
+    tracker = service.create_tracker("export 42")
+    manager.advance(5)
+    manager.stop()
+    manager.wait_for(lambda: seen.of("state"))
+    (record,) = seen.of("state")
+    assert "STOPPING" in manager.sent
+    assert (record["REQUIEM_STATE"], record["REQUIEM_HELD"], record["REQUIEM_ROLE"]) == ("DRAINING", "job=1", "main")
+    assert holders(record) == [["job", "-5000", "-", "open", "export 42"]]
+    tracker.done()
+
+
+def test_a_label_that_fails(manager: FakeManager, service: Service, seen: Journal, caplog: pytest.LogCaptureFixture) -> None:
+    """A drain whose holders cannot be told begins and ends all the same."""
+
+    class Label:
+        def __str__(self) -> str:
+            raise SystemError
+
+    record = Record(Label(), None)
+    service.ledger.enter(record)
+    manager.stop()
+    service.ledger.leave(record)
+    assert service.wait(10)
+    assert [one["REQUIEM_STATE"] for one in seen.of("state")[-2:]] == ["DRAINING", "STOPPED"]
 
 
 def test_told_while_it_lasts(manager: FakeManager, service: Service, seen: Journal) -> None:

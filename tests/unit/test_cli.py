@@ -69,6 +69,15 @@ def test_success(service: Service) -> None:
     assert done == [1]
 
 
+def test_nothing_to_reload(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """A service without a handler has nothing that could fail: 0, and stderr says that nothing has changed."""
+    assert cli.main(["reload", *ME]) == 0
+    assert capsys.readouterr().err.startswith("requiem-systemd reload: nothing was reloaded: the service has no handler for it")
+    service.on("reload", list)
+    assert cli.main(["reload", *ME]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_failure(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     """A reload that failed is 1, and the reason is on stderr."""
 

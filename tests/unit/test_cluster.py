@@ -71,7 +71,7 @@ def test_worker_knows_its_place() -> None:
     told = read(environ, 7)
     assert Place(3, 5, "sb") == told.worker
     assert told.listeners == ((3, "http"), (4, "admin"))
-    assert told.watchdog == 1.5
+    assert (told.watchdog, told.fed_by) == (1.5, None)
     assert (
         told.notify_socket,
         told.exec_pid,

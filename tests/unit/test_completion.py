@@ -75,7 +75,7 @@ def options_of(verb: str) -> set[str]:
 def test_verbs(complete: Callable[[str], list[str]]) -> None:
     """All verbs, and what the command itself takes."""
     assert complete("requiem-systemd ") == sorted([*VERBS, "--help", "--version"])
-    assert complete("requiem-systemd r") == ["reload", "roll"]
+    assert complete("requiem-systemd r") == ["reload", "renew", "roll"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).resolve().parent
 CORPUS: Final = HERE / "corpus"
 UNITS: Final = HERE.parents[1] / "units"
+EXAMPLES: Final = HERE.parents[1] / "examples"
 
 
 def table() -> Iterator[tuple[str, set[str]]]:
@@ -56,11 +57,11 @@ def test_corpus_is_whole() -> None:
 
 def test_every_rule_is_met() -> None:
     """Each rule has a unit in the corpus that it speaks of, but for those that need a systemd or a program."""
-    live = {"was-killed", "user-limit", "user-linger", "notify-reload-unknown", "stale", "fdstore-zero"}
+    live = {"was-killed", "user-limit", "user-linger", "notify-reload-unknown", "stale", "fdstore-zero", "user-namespace", "needrestart"}
     assert {rule.id for rule in RULES} - set().union(*(ids for _, ids in table())) == live
 
 
-@pytest.mark.parametrize("path", sorted(UNITS.glob("*.s*")), ids=lambda path: str(path.name))
+@pytest.mark.parametrize("path", sorted([*UNITS.glob("*.s*"), *EXAMPLES.glob("*/debian/shop*.s*")]), ids=lambda path: str(path.name))
 def test_templates_are_clean(path: Path) -> None:
     """Of the templates nothing is to be said; that a reboot does not wait for an hour is noted."""
     assert [one for one in findings(sources.from_file(str(path))) if one.severity != NOTES] == []
@@ -83,6 +84,7 @@ def judged(text: str, **more: Any) -> set[str]:
         ({"live": {"NeedDaemonReload": "yes"}}, {"stale"}),
         ({"live": {"NeedDaemonReload": "no", "Result": "timeout"}}, {"was-killed"}),
         ({"live": {"Result": "success"}, "limits": {"reboot": 300.0}}, {"reboot-limit"}),
+        ({"needrestart": True}, set()),
         ({"user": True}, {"user-limit"}),
         ({"user": True, "lingers": False, "limits": {"user@": 3600.0}}, {"user-linger"}),
         ({"user": True, "lingers": True, "limits": {"user@": 3600.0}}, set()),
@@ -91,6 +93,58 @@ def judged(text: str, **more: Any) -> set[str]:
 def test_told_by_systemd(more: dict[str, Any], ids: set[str]) -> None:
     """What systemd tells of a loaded unit, of itself and of the user counts; with none there is nothing to find."""
     assert judged(PLAIN, **more) == ids
+
+
+@pytest.mark.parametrize(("setting", "ids"), [("", set()), ("kernel.unprivileged_userns_clone=0", {"user-namespace"})])
+def test_user_namespaces(setting: str, ids: set[str]) -> None:
+    """Where users may have no user namespace, a unit that asks for one does not start, or not as it says."""
+    text = PLAIN.replace("[Service]", "[Service]\nPrivateUsers=yes")
+    assert judged(text, user=True, lingers=True, limits={"user@": 3600.0}, forbids=setting) == ids
+    assert judged(PLAIN, user=True, lingers=True, limits={"user@": 3600.0}, forbids=setting) == set()
+
+
+def test_kernel_settings(tmp_path: Path) -> None:
+    """Which setting forbids them is read where the kernel has it; each kind of system has another."""
+    assert sources.forbidding(str(tmp_path)) == ""
+    write(tmp_path / "kernel" / "unprivileged_userns_clone", "1\n")
+    write(tmp_path / "user" / "max_user_namespaces", "0\n")
+    assert sources.forbidding(str(tmp_path)) == "user.max_user_namespaces=0"
+    write(tmp_path / "kernel" / "apparmor_restrict_unprivileged_userns", "1\n")
+    assert sources.forbidding(str(tmp_path)) == "kernel.apparmor_restrict_unprivileged_userns=1"
+
+
+def test_capped_drain_ends_before_a_reboot_does() -> None:
+    """Where the drain is capped, a reboot waits for it, whatever TimeoutStopSec= says."""
+    text = PLAIN.replace("TimeoutStopSec=10min", "TimeoutStopSec=1h\nKillMode=mixed\nEnvironment=REQUIEM_DRAIN_TIMEOUT=LIMIT")
+    assert judged(text.replace("LIMIT", "25min")) == set()
+    assert judged(text.replace("LIMIT", "40min")) == {"reboot-limit"}
+
+
+def test_needrestart_restarts_generations() -> None:
+    """Where needrestart is not told of us, it is said of a generation; not of other instances."""
+    text = (UNITS / "rolling@.service").read_text()
+    anchor = {"app.service": Unit(((UNITS / "rolling.service").read_text(),))}
+    for others, ids in ((anchor, {"needrestart"}), ({}, set())):
+        found = {one.id for one in findings(Source("app@3.service", Unit((text,)), others, needrestart=True)) if one.severity != NOTES}
+        assert found == ids
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, False),
+        ({"needrestart.conf": "$nrconf{restart} = 'a';"}, True),
+        ({"needrestart.conf": "#", "conf.d/requiem-systemd.conf": "$nrconf{restart_d} = '/run/requiem-systemd/restart.d';"}, False),
+        ({"needrestart.conf": "#", "conf.d/shop.conf": "$nrconf{override_rc}{qr(^shop@)} = 0;"}, False),
+        ({"needrestart.conf": "#", "conf.d/shop.conf": "$nrconf{override_rc}{qr(^workshop@)} = 0;\n# requiem-systemd"}, True),
+    ],
+)
+def test_needrestart(tmp_path: Path, files: dict[str, str], told: bool) -> None:  # noqa: FBT001 - a table
+    """It is looked for, and whether its configuration names us or the generations."""
+    (tmp_path / "conf.d").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert sources.needrestart("shop@3.service", str(tmp_path)) == told
 
 
 @pytest.mark.parametrize(("version", "ids"), [(252, {"notify-reload-unknown"}), (253, set()), (None, set())])
@@ -219,6 +273,15 @@ def test_program_is_looked_at(tmp_path: Path) -> None:
         ("gunicorn app", "other.py", "graceful_timeout = 300\n", set()),
         ("uwsgi --ini x.ini", "x.ini", "[uwsgi]\nmaster = true\n", {"no-drain"}),
         ("uwsgi --ini x.ini", "x.ini", "hook-master-start = unix_signal:15 gracefully_kill_them_all\n", set()),
+        ("uwsgi --ini x.ini --hook-master-start 'unix_signal:15 gracefully_kill_them_all'", "x.ini", "", set()),
+        ("arq jobs.worker.WorkerSettings", "jobs/worker.py", "class WorkerSettings:\n    functions = [job]\n", {"no-drain"}),
+        ("arq jobs.worker.WorkerSettings", "jobs/worker.py", "class WorkerSettings:\n    job_completion_wait = 200\n", {"stop-timeout-short"}),
+        ("arq jobs.worker.WorkerSettings", "jobs/worker.py", "class WorkerSettings:\n    job_completion_wait: int = 90\n", set()),
+        ("huey_consumer main.huey -g TERM --shutdown-timeout 200", "x", "", {"stop-timeout-short"}),
+        ("huey_consumer main.huey --graceful-signal=INT", "x", "", {"no-drain"}),
+        ("pm2-runtime start ecosystem.config.js", "ecosystem.config.js", "module.exports = {apps: [{kill_timeout: 60000}]}", set()),
+        ("pm2-runtime start ecosystem.config.js", "ecosystem.config.js", "module.exports = {apps: [{kill_timeout: 3000}]}", {"pm2-kill"}),
+        ("docker compose up --timeout 60", "x", "", {"docker-outside"}),
         ("puma", "config/puma.rb", "workers 2\n  worker_shutdown_timeout(200)\n", {"stop-timeout-short"}),
         ("sidekiq", "config/sidekiq.yml", ":concurrency: 5\n:timeout: 200\n", {"stop-timeout-short"}),
     ],
@@ -229,7 +292,32 @@ def test_configuration_is_looked_at(tmp_path: Path, command: str, file: str, tex
     lines = PLAIN.replace("/usr/bin/python3 -m app", f"/usr/bin/{command}").replace("10min", "100").replace(
         "[Service]", f"Requires=app.socket\n[Service]\nKillMode=mixed\nOOMPolicy=continue\nWorkingDirectory={tmp_path}"
     )
+    if command.startswith(("arq", "huey")):  # who says READY=1 for these has the library
+        lines = lines.replace("Type=notify", "Type=exec")
     assert found(write(tmp_path / "app.service", lines)) == ids
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "named"),
+    [
+        ("uvicorn app:app --fd 3 --workers 2", "", True),
+        ("uvicorn app:app --fd 3", "", False),
+        ("hypercorn --bind fd://3 app:app", "", True),
+        ("hypercorn --bind fd://3 --workers 0 app:app", "", False),
+        ("gunicorn -k uvicorn_worker.UvicornWorker app:app", "workers = 2\n", True),
+        ("gunicorn app:app", "from requiem_systemd.adapters import gunicorn\ngunicorn.hold(globals())\n", False),
+        ("dramatiq app", "", True),
+    ],
+)
+def test_parents_feed_no_watchdog(tmp_path: Path, command: str, config: str, *, named: bool) -> None:
+    """Where a server's parent is the main process the library's workers feed no watchdog, and it would be killed: unless gunicorn's has our lines."""
+    write(tmp_path / "gunicorn.conf.py", config)
+    lines = PLAIN.replace("/usr/bin/python3 -m app", f"/usr/bin/{command}").replace(
+        "[Service]",
+        f"Requires=app.socket\n[Service]\nType=notify\nNotifyAccess=all\nEnvironment=REQUIEM_DRAIN_TIMEOUT=1min\nWatchdogSec=30s\nKillMode=mixed\n"
+        f"OOMPolicy=continue\nWorkingDirectory={tmp_path}",
+    )
+    assert ("watchdog-no-pinger" in found(write(tmp_path / "app.service", lines))) == named
 
 
 @pytest.mark.parametrize(

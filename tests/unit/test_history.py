@@ -169,6 +169,15 @@ def test_killed() -> None:
     assert [bar.label for bar in events.lost(one)] == ["export"]
 
 
+def test_killed_at_once() -> None:
+    """Of a drain that was killed before it could say more, its begin tells who held it."""
+    begun = {**CHRONICLE, "REQUIEM_ELAPSED_USEC": "2000", "REQUIEM_HOLDERS": "job -5000 - open export", "REQUIEM_OUTLIVED": ""}
+    killed = by_systemd(records.EXITED, 100.3, COMMAND="ExecStart", EXIT_CODE="killed", EXIT_STATUS="9")
+    one = only([change("DRAINING", "RUNNING", 100.002, **begun), killed])
+    assert (one.at, one.outcome, round(one.seconds or 0, 3), course(one).outlived) == (100.0, "killed: signal 9", 0.3, 0)
+    assert [bar.label for bar in events.lost(one)] == ["export"]
+
+
 def test_control_process_ends_nothing() -> None:
     """The end of an ExecReload= is not the service's."""
     ended = by_systemd(records.EXITED, 101.0, COMMAND="ExecReload", EXIT_CODE="exited", EXIT_STATUS="1")
@@ -232,7 +241,7 @@ def test_stopped_worker_of_a_server() -> None:
 
 
 def test_without_fields() -> None:
-    """Lines of a service without systemd-python tell when and how long."""
+    """Lines of a service that cannot reach the journal's socket tell when and how long."""
     lines = ["running -> draining: SIGTERM, 2 in flight", "draining -> stopped: SIGTERM, 0 in flight", "reloading, another queued -> nonsense: x, 1 in flight"]
     found = [records._from_line(record) for record in records.parse([line("", 10.0 + number, MESSAGE=text) for number, text in enumerate(lines)])]
     (one,) = events.happenings([record for record in found if record is not None])

@@ -214,17 +214,51 @@ def test_closed_stderr() -> None:
 
 
 SCRIPT = """
-import logging, sys
+import logging, os, sys
 logging.basicConfig(format="root %(message)s")
 sys.modules["systemd"] = None
 import requiem_systemd
+from requiem_systemd import journal
+journal._SOCKET = os.environ.get("JOURNAL_SOCKET", "/nonexistent")
 with requiem_systemd.Service(signals=False):
     logging.getLogger("requiem_systemd").warning("one\\ntwo")
 """
 
 
-def test_prefixed_without_systemd_python() -> None:
-    """Without systemd-python each line has its priority in front, and no line comes twice."""
+def test_fields_without_systemd_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without systemd-python records reach the journal with their fields all the same, by the protocol that it documents."""
+    monkeypatch.setenv("JOURNAL_SOCKET", str(tmp_path / "socket"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(str(tmp_path / "socket"))
+        journald.settimeout(10)
+        assert in_process(SCRIPT, journal_stream=True) == ""
+        records = [journald.recv(65536) for _ in range(3)]
+    # the name alone, then the value's length in 64 bits, little end first
+    assert b"MESSAGE\n\x07\0\0\0\0\0\0\0one\ntwo\n" in records[0]
+    assert b"\nPRIORITY=4\n" in records[0]
+    assert b"MESSAGE=running -> draining: the end of the with block, 0 in flight\n" in records[1]
+    assert f"\nMESSAGE_ID={journal.MESSAGE_IDS['state']}\n".encode() in records[1]
+
+
+def test_full_queue_without_systemd_python(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the journal's queue does not take, or no datagram can hold, is written on standard error; nothing waits for it."""
+    monkeypatch.setitem(sys.modules, "systemd", None)
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(path)
+        sock = journal.connected(path)
+        assert sock is not None
+        handler = JournalHandler(journal._sender(sock))
+        handler.handle(logging.makeLogRecord({"msg": "x" * 10_000_000, "levelno": logging.INFO}))
+        while fill(path):
+            pass
+        handler.handle(logging.makeLogRecord({"msg": "none", "levelno": logging.INFO}))
+        sock.close()
+    assert [len(line) for line in capfd.readouterr().err.splitlines()] == [10_000_003, 7]
+
+
+def test_prefixed_without_the_socket() -> None:
+    """Where the journal's socket is not to be had each line has its priority in front, and no line comes twice."""
     text = in_process(SCRIPT, journal_stream=True)
     assert "<4>one\n<4>two\n" in text
     assert "<6>running -> draining: the end of the with block, 0 in flight\n" in text

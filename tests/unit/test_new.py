@@ -45,17 +45,17 @@ def new(folder: Path, *options: str, name: str = "shop") -> dict[str, Unit]:
     return {path.name: Unit((path.read_text(),)) for path in sorted(folder.iterdir())}
 
 
+def found(folder: Path, *, user: bool = False) -> list[tuple[str, str]]:
+    """Return what doctor finds in the units of a folder: each unit, and what; without notes."""
+    named = ((path.name, findings(sources.from_file(str(path), user=user))) for path in sorted(folder.iterdir()))
+    return [(name, one.id) for name, ones in named for one in ones if one.severity != NOTES]
+
+
 @pytest.mark.parametrize("options", list(combinations()), ids=" ".join)
 def test_doctor_finds_nothing(tmp_path: Path, options: list[str]) -> None:
     """In what is written nothing kills, drops or warns."""
     new(tmp_path, *options)
-    found = {
-        path.name: findings(sources.from_file(str(path), user="--user" in options))
-        for path in tmp_path.iterdir()
-    }
-    assert {name: [one for one in ones if one.severity != NOTES] for name, ones in found.items()} == {
-        name: [] for name in found
-    }
+    assert found(tmp_path, user="--user" in options) == []
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -158,6 +158,33 @@ def test_known_servers(tmp_path: Path) -> None:
         "Service"
     )
     assert ("ExecReload" in celery, celery["WatchdogSec"], celery["KillMode"]) == (False, "30s", "mixed")
+
+
+@pytest.mark.parametrize(
+    ("command", "reload"),
+    [("uvicorn --fd 3 --workers 2 app:app", ""), ("hypercorn --bind fd://3 app:app", "/bin/kill -HUP $MAINPID")],
+)
+def test_servers_whose_parent_is_mute(tmp_path: Path, command: str, reload: str) -> None:
+    """Where only a server's workers run our code, they are heard, no watchdog waits for the parent, and nothing asks it for a control socket."""
+    program, _, rest = command.partition(" ")
+    (tmp_path / program).write_text("#!/bin/sh\n")
+    (tmp_path / program).chmod(0o755)
+    made = new(tmp_path / "out", "--exec", f"{tmp_path}/{program} {rest}", "--socket", "8080")["shop.service"].section("Service")
+    assert (made["NotifyAccess"], made.get("WatchdogSec"), made.get("ExecReload", "")) == ("all", None, reload)
+    assert found(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(("version", "grow"), [(None, False), (252, False), (254, True), (262, True)])
+def test_pauses_grow_where_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int | None, *, grow: bool) -> None:
+    """A generation that crashes again and again is started after growing pauses, where the manager knows the settings; the others hear of none."""
+    monkeypatch.setattr(sources, "version", lambda **_: version)
+    made = new(tmp_path, *SERVE, "--rolling")
+    service = made["shop@.service"].section("Service")
+    assert (service.get("RestartSteps"), service.get("RestartMaxDelaySec")) == (("6", "30s") if grow else (None, None))
+    assert (service["RestartSec"], made["shop@.service"].last("Unit", "StartLimitIntervalSec")) == ("1s", "0")
+    assert "RestartSteps" not in made["shop.service"].section("Service")
+    assert "drop-ins/" not in (tmp_path / "shop@.service").read_text() or not grow
+    assert found(tmp_path) == []
 
 
 def test_command_is_quoted(tmp_path: Path) -> None:

@@ -295,6 +295,20 @@ def test_a_worker_does_not_stop_the_service(receiver: socket.socket) -> None:
             assert b"STOPPING" not in told
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_watchdog_that_waits_for_a_parent(caplog: pytest.LogCaptureFixture, *, ours: bool) -> None:
+    """A worker whose parent is to feed the watchdog, and has left that to nobody, says so; the main process feeds it, and says nothing."""
+    parent = os.getpid() if ours else os.getppid()
+    with FakeManager() as manager:
+        service = manager.arm(
+            Service(), environ={"SYSTEMD_EXEC_PID": str(parent), "WATCHDOG_PID": str(parent), "WATCHDOG_USEC": "30000000"}
+        )
+        service.ready()
+        manager.advance(0)
+        assert ("WATCHDOG" in manager.sent) == ours
+    assert (f"WatchdogSec= is for process {parent}, this is {os.getpid()}" in caplog.text) != ours
+
+
 def test_status_of_a_worker() -> None:
     """Where a server's parent is the main process, a worker's status says whose it is, and is gone when it has drained."""
     with FakeManager() as manager:

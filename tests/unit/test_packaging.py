@@ -165,3 +165,24 @@ def test_manual_has_every_verb() -> None:
     """Each verb of the command has a section of its own in the manual page."""
     manual = (ROOT / "man" / "requiem-systemd.1").read_text()
     assert list(VERBS) == re.findall(r"^\.SS (\S+)$", manual, re.MULTILINE)
+
+
+def test_page_for_packagers_is_the_example() -> None:
+    """What docs/debian.md shows stands in the example's files, line by line; its anchor and listener are the templates, but for what the page says."""
+    page = (ROOT / "docs" / "debian.md").read_text()
+    files = {"make": "rules", "sh": "shop.postinst", "ini": "shop@.service"}
+    shown = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert sorted(files) == sorted(kind for kind, _ in shown)
+    example = ROOT / "examples" / "debian-package" / "debian"
+    assert [line for kind, text in shown for line in text.splitlines() if line not in (example / files[kind]).read_text().splitlines()] == []
+
+
+@pytest.mark.parametrize("suffix", [".service", ".socket", "@.service"])
+def test_packaged_units_are_the_templates(suffix: str) -> None:
+    """The example's units are the templates, but for what names and moves the service."""
+    named = ("Description=", "Documentation=", "Also=", "ListenStream=", "ExecStart=/usr/bin/python3", "ExecStart=/srv/", "RuntimeDirectory", "WorkingDirectory=")
+
+    def lines(path: Path) -> list[str]:
+        return [line for line in path.read_text().splitlines() if line and not line.startswith(("#", "ExecStartPre=", *named))]
+
+    assert lines(ROOT / "units" / f"rolling{suffix}") == lines(ROOT / "examples" / "debian-package" / "debian" / f"shop{suffix}")

@@ -220,6 +220,17 @@ def test_read_of_everything() -> None:
     assert environment.problems == ()
 
 
+@pytest.mark.parametrize(
+    ("pid", "usec", "other"),
+    [("42", "30000000", None), ("7", "30000000", 7), ("7", "0", None), ("7", "soon", None), ("me", "30000000", None), ("", "30000000", None)],
+)
+def test_whose_watchdog_it_is(pid: str, usec: str, other: int | None) -> None:
+    """A watchdog that waits for another process is known as that one's; nonsense is nobody's."""
+    environment = read({"WATCHDOG_PID": pid, "WATCHDOG_USEC": usec}, 42)
+    assert environment.fed_by == other
+    assert (environment.watchdog is not None) == (pid == "42")
+
+
 def test_take_removes_what_children_must_not_have() -> None:
     """Everything by which a child could speak for us goes, and nothing else."""
     environ = dict.fromkeys(TAKEN, "1") | {"PATH": "/bin"}

@@ -44,6 +44,23 @@ def test_only_service_section(tmp_path: Path) -> None:
     assert settings("app.service", tmp_path) == {"KillMode": "mixed", "ExecStart": "/bin/true    KillMode=x"}
 
 
+@pytest.mark.parametrize(
+    ("socket", "first"),
+    [
+        ("/run/systemd/notify", "/etc/systemd/system.control"),
+        ("/run/user/1000/systemd/notify", "/home/somebody/.config/systemd/user.control"),
+        ("/run/user/x/systemd/notify", None),
+        ("@abstract", None),
+        (None, None),
+    ],
+)
+def test_folders_of_a_manager(monkeypatch: pytest.MonkeyPatch, socket: str | None, first: str | None) -> None:
+    """The system's manager and a user's each have their own load path; what else listens has none."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert next(iter(unitfile.folders_of(socket)), None) == first
+    assert [folder for folder in unitfile.folders_of(socket) if not folder.startswith("/") or "{" in folder] == []
+
+
 def test_first_folder_wins(tmp_path: Path) -> None:
     """A unit in /etc replaces that of the package."""
     write(tmp_path, "lib/app.service", UNIT)

@@ -56,6 +56,8 @@ class Source(NamedTuple):
     limits: Mapping[str, float] = MappingProxyType({})  # "reboot", "user@": seconds, where systemd told
     lingers: bool | None = None
     process: str = ""  # the running main process's name
+    forbids: str = ""  # what of the kernel's settings keeps user namespaces from the users that this one's manager is of
+    needrestart: bool = False  # it is installed, and nothing of ours is in its configuration
 
 
 class Facts:
@@ -194,18 +196,18 @@ class Facts:
         limit = self.environment.get("REQUIEM_DRAIN_TIMEOUT")
         if self.library and limit:
             return _span(limit, math.inf)
-        if (
-            self.program is not None
-            and self.program.name == "huey"
-            and self.get("KillSignal") in ("SIGINT", "INT")
-        ):
-            return math.inf  # its graceful way
-        return programs.drain_of(self.program, self.arguments, self.source.config) if self.program else None
+        signal = (self.get("KillSignal") or "SIGTERM").upper().removeprefix("SIG")
+        return programs.drain_of(self.program, self.arguments, self.source.config, signal) if self.program else None
 
     @cached_property
     def has_children(self) -> bool:
         """Whether work is known to be done in worker processes."""
         return self.cluster or (self.program is not None and programs.has_children(self.program, self.arguments))
+
+    @cached_property
+    def mute(self) -> bool:
+        """Whether the main process is known to be a server's parent that runs no line of this library's."""
+        return self.program is not None and programs.is_mute(self.program, self.arguments, self.source.config)
 
     @cached_property
     def cluster(self) -> bool:
@@ -231,7 +233,7 @@ class Facts:
         known = (
             self.program is not None
             and not self.program.notifies
-            and self.program.name not in ("Node", "docker")
+            and self.program.name not in ("Node", "docker", "docker compose")
         )
         return known and self._setting("Type") in NOTIFYING and not self.container
 

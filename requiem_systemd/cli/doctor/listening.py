@@ -116,11 +116,20 @@ def _network(facts: Facts) -> Verdict:
     )
 
 
+def _namespace(facts: Facts) -> Verdict:
+    return (
+        bool(facts.source.forbids)
+        and parse.is_true(facts.get("PrivateUsers"))
+        and f"{facts.source.forbids} here: the user's manager cannot do PrivateUsers=yes, so that the start fails (status 217, 218 or 226), or the sandbox is not there"
+    )
+
+
 RULES: Final = (
     Rule("socket-missing", DROPS, _missing, "a NAME.socket with ListenStream=, and Requires=NAME.socket here", "systemd.socket(5)"),
     Rule("socket-unused", DROPS, _unused, "", "the server's documentation: it is descriptor 3"),
     Rule("socket-not-required", WARNS, _required, "", "systemd.socket(5)"),
     Rule("socket-restarts", DROPS, _part_of, "", "systemd.unit(5), PartOf="),
     Rule("socket-flushes", DROPS, _flush, "FlushPending=no", "systemd.socket(5), FlushPending="),
+    Rule("user-namespace", DROPS, _namespace, "without PrivateUsers=, and without what stands behind it in units/user.service", "systemd.exec(5), PrivateUsers="),
     Rule("network-order", WARNS, _network, "After=network.target", "systemd.special(7), network.target"),
 )  # fmt: skip  # a table reads better in its rows

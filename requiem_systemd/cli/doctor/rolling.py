@@ -99,6 +99,14 @@ def _changing_user(facts: Facts) -> Verdict:
     )
 
 
+def _restarted(facts: Facts) -> Verdict:
+    return (
+        bool(facts.anchored_by)
+        and facts.source.needrestart
+        and "needrestart, told to restart, does it to a generation by its own name: apt waits for its jobs, and nobody serves"
+    )
+
+
 def _anchor_gone(facts: Facts) -> Verdict:
     return (
         facts.anchor
@@ -142,6 +150,7 @@ RULES: Final = (
     Rule("generation-unready", DROPS, _unready, "Type=notify, or Type=exec and --probation=5s in the anchor", _ROLLING),
     Rule("generation-isolated", WARNS, _isolated, "IgnoreOnIsolate=yes", "systemd.unit(5), IgnoreOnIsolate="),
     Rule("generation-user", DROPS, _changing_user, "User=%p", "systemd.exec(5), DynamicUser="),
+    Rule("needrestart", WARNS, _restarted, "its conf.d/requiem-systemd.conf (units/needrestart/)", "docs/upgrades.md"),
     Rule("start-limit", DROPS, _gives_up, "StartLimitIntervalSec=0, in [Unit]", "systemd.unit(5), StartLimitIntervalSec="),
     Rule("anchor-gone", DROPS, _anchor_gone, "RemainAfterExit=yes", _ROLLING),
     Rule("anchor-stop", DROPS, _anchor_stop, "ExecStopPost=requiem-systemd drain %N", _ROLLING),

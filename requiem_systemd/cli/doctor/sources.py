@@ -36,6 +36,12 @@ _USER_FOLDERS: Final = (
     "/.config/systemd/user/",
     "/.config/containers/systemd/",
 )
+# Ubuntu's since 23.10, Debian's, everybody's
+_FORBIDDING: Final = (
+    ("kernel.apparmor_restrict_unprivileged_userns", "1"),
+    ("kernel.unprivileged_userns_clone", "0"),
+    ("user.max_user_namespaces", "0"),
+)
 _MOST: Final = 1_000_000  # characters of a program that are looked at
 
 
@@ -134,6 +140,8 @@ def _config(name: str, unit: Unit) -> str:
     if facts.program is None or facts.container:
         return ""
     named = parse.option(facts.arguments, *facts.program.configs) or facts.program.config
+    if facts.program.settings:
+        named = next((f"{word.rpartition('.')[0].replace('.', '/')}.py" for word in facts.arguments if not word.startswith("-")), "")
     folder = facts.get("WorkingDirectory").lstrip("-")
     return _head(os.path.join(folder, named.removeprefix("file:"))) if named else ""
 
@@ -159,8 +167,9 @@ def from_systemd(name: str, *, user: bool = False) -> Source:
         if told.get("LoadState") == "loaded":
             others[other] = _loaded(told)
     return Source(
-        name, unit, others, shown, user=user, version=_version(user=user), script=_script(name, unit), config=_config(name, unit), limits=_limits(user=user),
+        name, unit, others, shown, user=user, version=version(user=user), script=_script(name, unit), config=_config(name, unit), limits=_limits(user=user),
         lingers=_lingers() if user else None, process=_process(shown.get("MainPID", "0")),
+        forbids=forbidding() if user and os.getuid() else "", needrestart=not user and needrestart(name),
     )  # fmt: skip  # one line a thought
 
 
@@ -195,8 +204,8 @@ def _show(*names: str, user: bool, properties: Iterable[str] = _SHOWN) -> dict[s
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
-def _version(*, user: bool) -> int | None:
-    """Return the manager's version, as 257 of "257.13-1~deb13u1"."""
+def version(*, user: bool) -> int | None:
+    """Return the manager's version, as 257 of "257.13-1~deb13u1"; UnreadableError where none can be asked."""
     match = re.match(r"[0-9]+", _show(user=user, properties=["Version"]).get("Version", ""))
     return int(match[0]) if match else None
 
@@ -222,6 +231,21 @@ def _system_answers() -> bool:
 
 def _lingers() -> bool:
     return any(os.path.basename(path) == _login() for path in glob.glob("/var/lib/systemd/linger/*"))
+
+
+def forbidding(folder: str = "/proc/sys") -> str:
+    """Return the setting of the kernel, as sysctl(8) shows it, by which a user without rights may make no user namespace; empty for none."""
+    for name, value in _FORBIDDING:
+        if (text_of(os.path.join(folder, name.replace(".", "/"))) or "").strip() == value:
+            return f"{name}={value}"
+    return ""
+
+
+def needrestart(name: str, folder: str = "/etc/needrestart") -> bool:
+    """Say whether needrestart is there, and would restart instances by their own names: its configuration names neither us nor them."""
+    stem = re.escape(name.partition("@")[0])
+    texts = [text_of(path) or "" for path in (f"{folder}/needrestart.conf", *listed(f"{folder}/conf.d"))]
+    return bool(texts[0]) and not any(re.search(rf"^[^#]*(?:requiem-systemd|\b{stem}@)", text, re.MULTILINE) for text in texts)
 
 
 def _login() -> str:

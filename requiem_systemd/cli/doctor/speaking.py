@@ -62,6 +62,7 @@ def _open_to_all(facts: Facts) -> Verdict:
         and not facts.container
         and facts.notify_access == "all"
         and not facts.has_children
+        and not facts.mute  # whose workers speak
         and facts.get("ExitType") != "cgroup"  # a cluster's workers speak when the primary is gone
         and ("NotifyAccess=all: a child process that says STOPPING=1 ends the service")
     )
@@ -103,15 +104,12 @@ def _forks(facts: Facts) -> Verdict:
 
 
 def _no_pinger(facts: Facts) -> Verdict:
-    quiet = facts.program is not None and not facts.program.pings and facts.program.name != "Node"
-    return (
-        bool(facts.watchdog)
-        and quiet
-        and not facts.library
-        and (
-            f"WatchdogSec={facts.get('WatchdogSec')}: {facts.program.name if facts.program else ''} never says WATCHDOG=1, and is killed each time that has passed"
-        )
-    )
+    if facts.program is None or facts.program.pings or facts.program.name == "Node":
+        return None
+    if not facts.watchdog or (facts.library and not facts.mute):
+        return None
+    who = f"{facts.program.name}'s parent process" if facts.mute else facts.program.name
+    return f"WatchdogSec={facts.get('WatchdogSec')}: {who} never says WATCHDOG=1, and is killed each time that has passed"
 
 
 def _no_unix(facts: Facts) -> Verdict:
@@ -129,13 +127,14 @@ def _hup_kills(facts: Facts) -> Verdict:
     program = facts.program
     if (
         program is None
-        or program.hup != programs.DIE
+        or program.hup not in (programs.DIE, programs.STOP)
         or facts.library
         or (program.name == "uvicorn" and facts.has_children)
     ):
         return None
     sent = [command for command in facts.commands("ExecReload") if (parse.kill(command) or ("",))[0] == "HUP"]
-    return bool(sent) and f"ExecReload={sent[0]}: {program.name} has no handler for SIGHUP, and dies of it"
+    does = "has no handler for SIGHUP, and dies of it" if program.hup == programs.DIE else "stops at SIGHUP, unless its stdout_redirect is set"
+    return bool(sent) and f"ExecReload={sent[0]}: {program.name} {does}"
 
 
 def _racy_reload(facts: Facts) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from requiem_systemd.cli.doctor import parse, programs
@@ -31,9 +32,8 @@ def _kills_children(facts: Facts) -> Verdict:
     if facts.kill_mode != "control-group" or facts.program is None or facts.program.children != programs.DIE:
         return None
     name = facts.program.name
-    if (
-        not facts.has_children or name == "celery multi"
-    ):  # there ExecStop= is awaited, before anybody is signalled
+    awaited = name == "celery multi" or (name == "PM2" and facts.commands("ExecStop"))  # before anybody is signalled
+    if not facts.has_children or awaited:
         return None
     if name == "dramatiq":
         return "dramatiq's processes are signalled by systemd and by dramatiq: the second SIGTERM has them drop their messages"
@@ -60,6 +60,8 @@ def _leaves(facts: Facts) -> Verdict:
 
 
 def _kill_signal(facts: Facts) -> Verdict:
+    if facts.program is not None and not facts.library and facts.drain == 0:
+        return None  # no signal is any better: no-drain says so
     for key in ("KillSignal", "RestartKillSignal"):
         signal = facts.get(key).upper().removeprefix("SIG")
         fast = facts.program.fast if facts.program else ("KILL", "ABRT")
@@ -143,7 +145,7 @@ def _stop_again(facts: Facts) -> Verdict:
         if sent[0] in fast:
             return f"ExecStop={command}: SIG{sent[0]} ends {facts.called} at once"
         if facts.program is not None and facts.program.again and not facts.library:
-            return f"ExecStop={command} is back at once, and systemd sends a second SIGTERM, which {facts.program.name} takes for an order to kill"
+            return f"ExecStop={command} is back at once, and systemd sends SIGTERM behind it, which {facts.program.name} takes for an order to kill"
     return None
 
 
@@ -161,21 +163,25 @@ def _start_kills(facts: Facts) -> Verdict:
 
 def _docker_stop(facts: Facts) -> Verdict:
     for command in facts.commands("ExecStop"):
-        if command.name not in ("docker", "podman") or not {"stop", "rm", "restart"} & set(command.words):
+        if command.name not in _ENGINES or not {"stop", "rm", "restart", "down"} & set(command.words):
             continue
         given = parse.option(command.words, "-t", "--time", "--timeout") or parse.option(
             facts.arguments, "--stop-timeout"
         )
         limit = float(given) if given and given.isdecimal() else 10.0
         if limit < ORDINARY:
-            return f"ExecStop={command} gives the container {duration(limit)}, then SIGKILL"
+            why = f"ExecStop={command} gives the container {duration(limit)}, then SIGKILL"
+            return (why, _COMPOSE_DOWN) if {"compose", "docker-compose"} & {command.name, *command.words} else why
+    compose = facts.program is not None and facts.program.name == "docker compose" and facts.type != "oneshot"
+    if compose and not facts.commands("ExecStop") and (facts.drain or 0) < ORDINARY:
+        return f"at SIGTERM compose gives each container {duration(facts.drain or 0)}, or its stop_grace_period, then SIGKILL", _COMPOSE_UP
     return None
 
 
 def _docker(facts: Facts) -> Verdict:
     return (
         facts.program is not None
-        and facts.program.name == "docker"
+        and facts.program.name in ("docker", "docker compose")
         and (
             "the container is not in this unit: its processes get neither KillMode= nor TimeoutStopSec=, and what they notify is lost"
         )
@@ -183,11 +189,15 @@ def _docker(facts: Facts) -> Verdict:
 
 
 def _pm2(facts: Facts) -> Verdict:
-    return any(
-        command.name == "pm2" and "kill" in command.words for command in facts.commands("ExecStop")
-    ) and ("pm2 kill sends SIGINT, and SIGKILL 1.6 s later (kill_timeout)")
+    if facts.program is None or facts.program.name != "PM2":
+        return None
+    longer = any(int(length) >= ORDINARY * 1000 for length in re.findall(r"kill_timeout\W+([0-9]{1,9})", facts.source.config))
+    return not longer and "PM2 passes a stop on as SIGINT, and sends SIGKILL 1.6 s later (kill_timeout)"
 
 
+_ENGINES: Final = ("docker", "podman", "docker-compose")
+_COMPOSE_DOWN: Final = "ExecStop=docker compose down --timeout 300"
+_COMPOSE_UP: Final = "ExecStart= with --timeout 300, or stop_grace_period: 5m in the compose file"
 _MIXED: Final = "KillMode=mixed"
 _NO_STOP: Final = "without the ExecStop= line: systemd sends SIGTERM by itself, and waits"
 _DIRECT: Final = "ExecStart= the program itself; or put exec before it, the last thing that the shell does"

@@ -57,6 +57,9 @@ def _no_drain(facts: Facts) -> Verdict:
     program = facts.program
     if program is None or facts.library or facts.drain:
         return None
+    if program.by:
+        signal = programs.graceful_signal(program, facts.arguments)
+        return f"{program.name} cuts off what it is doing at {facts.get('KillSignal') or 'SIGTERM'}: it lets it end at SIG{signal}", f"KillSignal=SIG{signal}"
     why = f"{program.name} has no drain: SIGTERM, or what KillSignal= says, cuts off what it is doing"
     return why, program.advice
 
@@ -91,6 +94,8 @@ def _node(facts: Facts) -> Verdict:
 def _reboot(facts: Facts) -> Verdict:
     limit = facts.source.limits.get("reboot", REBOOT)
     if not facts.worth_draining or facts.source.user or facts.stop_timeout <= limit:
+        return None
+    if facts.library and facts.drain is not None and facts.drain < limit:  # REQUIEM_DRAIN_TIMEOUT= caps it
         return None
     return f"a stop may take {_length(facts.stop_timeout)}, but a reboot or shutdown is forced after {duration(limit)}, drains or not"
 
@@ -138,7 +143,7 @@ RULES: Final = (
     Rule("node-sigterm", WARNS, _node, "process.on('SIGTERM', () => server.close()), in the program", "Node: process, Signal events"),
     Rule("runtime-max", WARNS, _runtime_max, "without RuntimeMaxSec=", "systemd.service(5), RuntimeMaxSec="),
     Rule("was-killed", WARNS, _was_killed, "what is said above; journalctl -u NAME has the rest", "systemd.exec(5), $SERVICE_RESULT"),
-    Rule("reboot-limit", NOTES, _reboot, "JobTimeoutSec= in drop-ins of reboot.target and poweroff.target, if it must take longer", "systemd.special(7), reboot.target"),
+    Rule("reboot-limit", NOTES, _reboot, "Environment=REQUIEM_DRAIN_TIMEOUT=25min, or JobTimeoutSec= in drop-ins of reboot.target and poweroff.target", "systemd.special(7), reboot.target"),
     Rule("user-limit", NOTES, _user_manager, "TimeoutStopSec= in /etc/systemd/system/user@.service.d/drain.conf", "user@.service(5)"),
     Rule("user-linger", KILLS, _linger, "loginctl enable-linger USER", "loginctl(1), enable-linger"),
 )  # fmt: skip  # a table reads better in its rows

@@ -138,6 +138,7 @@ class _Life:
 
     def _change(self, record: Record) -> None:
         state, previous = record.fields.get("REQUIEM_STATE", ""), record.fields.get("REQUIEM_PREVIOUS", "")
+        elapsed = _elapsed(record)
         if previous in _RELOADING and state != "RELOAD_QUEUED":
             self._end_reload(record, REFUSED if state == "DRAINING" else OK)
         if state == "RELOADING":
@@ -147,12 +148,14 @@ class _Life:
             self._keep_drain()
             reason = record.fields.get("REQUIEM_REASON") or _cause(record.fields.get("MESSAGE", ""))
             course = Course(in_flight=number_of(record.fields, "REQUIEM_IN_FLIGHT"))
-            self.drain = self._begun(DRAIN, record)._replace(reason=clean(reason, 300), course=course)
+            if "REQUIEM_HOLDERS" in record.fields:
+                course = course_of(record.fields, course, elapsed)
+            self.drain = self._begun(DRAIN, record, elapsed)._replace(reason=clean(reason, 300), course=course)
         elif state == "STOPPED" and self.drain is not None and self.drain.seconds is None:
             self.drain = self.drain._replace(seconds=max(0.0, record.at - self.drain.at), outcome=ENDED)
 
-    def _begun(self, what: str, record: Record) -> Happening:
-        return Happening(what, self.run, self.process, record.at, record.when, None, UNKNOWN)
+    def _begun(self, what: str, record: Record, elapsed: float = 0.0) -> Happening:
+        return Happening(what, self.run, self.process, record.at - elapsed, record.when - elapsed, None, UNKNOWN)
 
     def _end_reload(self, record: Record, outcome: str) -> None:
         if self.reload is not None:
@@ -172,13 +175,12 @@ class _Life:
 
     def _course(self, record: Record, *, ended: bool) -> None:
         """Take a chronicle's record; its drain's begin may be further back than was read."""
-        elapsed = (number_of(record.fields, "REQUIEM_ELAPSED_USEC") or 0) / 1e6
+        elapsed = _elapsed(record)
         if self.drain is None:
             if "REQUIEM_ELAPSED_USEC" not in record.fields:
                 return
-            begun = self._begun(DRAIN, record)
             reason = clean(record.fields.get("REQUIEM_REASON", ""), 300)
-            self.drain = begun._replace(at=record.at - elapsed, when=record.when - elapsed, reason=reason, course=Course())
+            self.drain = self._begun(DRAIN, record, elapsed)._replace(reason=reason, course=Course())
         course = course_of(record.fields, self.drain.course or Course(), elapsed)
         self.drain = self.drain._replace(course=course)
         if ended:
@@ -192,6 +194,10 @@ class _Life:
         if self.reload is not None:
             self.reload = self.reload._replace(reason=self.reload.reason or outcome)
             self._keep_reload()
+
+
+def _elapsed(record: Record) -> float:
+    return (number_of(record.fields, "REQUIEM_ELAPSED_USEC") or 0) / 1e6
 
 
 def _cause(message: str) -> str:
@@ -218,7 +224,7 @@ def _close(record: Record, lives: Iterable[_Life]) -> None:
 
 def _roll(record: Record) -> Happening:
     fields = record.fields
-    seconds = (number_of(fields, "REQUIEM_ELAPSED_USEC") or 0) / 1e6
+    seconds = _elapsed(record)
     verdict = fields.get("REQUIEM_VERDICT", "")
     return Happening(
         what=ROLL,

@@ -82,7 +82,7 @@ def read(unit: str, *, user: bool, since: str) -> Found:
     ids = [f"MESSAGE_ID={MESSAGE_IDS[kind]}" for kind in _OURS] + [f"MESSAGE_ID={number}" for number in _SYSTEMD]
     found = _asked(*own, *ids, since=since)
     if not any(record.kind() == "state" for record in found.records):
-        # Without systemd-python records are lines without fields. Nobody else's are looked at: it takes long where there is much.
+        # Where the journal's socket is not to be had records are lines without fields. They are looked for where there are no others: it takes long.
         with contextlib.suppress(UnavailableError):  # a journalctl without --grep
             plain = _asked(*own, f"--grep={_PLAIN}", "--case-sensitive=yes", "_TRANSPORT=stdout", since=since)
             found = Found([*found.records, *filter(None, map(_from_line, plain.records))], found.notes, found.cut or plain.cut)

@@ -264,7 +264,7 @@ def notes(one: Happening) -> list[str]:
         return []
     lines = []
     if not course.bars and course.in_flight and not course.held:
-        lines.append("who held it is not told: the drain was over at once, the service runs an older release, or has no systemd-python")
+        lines.append("who held it is not told: its records are lines without fields (no /run/systemd/journal/socket where it runs), or an older release's")
     if course.unlisted:
         lines.append(f"and {course.unlisted} more held it, which are not told one by one")
     if course.stop_timeout is not None and math.isinf(course.stop_timeout):
