@@ -39,6 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sandbox-bind", action="append", default=[], metavar="PATH", help="share PATH with it, live"
     )
+    group.addoption("--sandbox-turn", type=float, default=0.0, metavar="PART", help="begin with the file behind this part (0.33) of the tests")
+    group.addoption("--sandbox-debs", metavar="DIR", help="install the packages in DIR there; the tree of the tests shall have no package then")
     group.addoption(
         "--sandbox-python", default=sys.executable, metavar="PATH", help="the Python of units in it"
     )

@@ -1,23 +1,14 @@
 """Get ready what the tests need, run them part by part, and say how it went (`tests/run` is the way in).
 
 Standard library only, and fit for Debian's python3: it runs before there is any virtual environment.
-
-There are two virtual environments for each Python. One holds everything from the index, is shared by all
-checkouts, and is named after the lists it was made from. The other is thin, belongs to one checkout, looks
-into the first, and holds the package itself, editable: two checkouts that are tested at the same time never
-test each other's code.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
-import platform
 import shlex
 import shutil
 import signal
@@ -26,21 +17,33 @@ import sys
 import tempfile
 import threading
 import time
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from xml.etree import ElementTree as ET
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
-from tests.systemd import sandbox  # noqa: E402 -- found thanks to the line above, before anything is installed
+from tests import matrix  # noqa: E402 -- found thanks to the line above, before anything is installed
+from tests.debians import BOOTED, root_tree  # noqa: E402
+from tests.rows import Row, counted, table  # noqa: E402
+from tests.supplies import (  # noqa: E402
+    BASE,
+    GROUPS,
+    PACKAGING,
+    NotReadyError,
+    cache,
+    install,
+    prune,
+    say,
+    virtual_environment,
+)
+from tests.systemd import sandbox  # noqa: E402
 
 #: What runs side by side prints as a whole.
 PRINTING: Final = threading.Lock()
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
 #: Parts that are pytest's, and where their tests are.
 FOLDERS: Final = {
@@ -59,23 +62,13 @@ PORTABLE: Final = ("unit", "property", "process")
 EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "conformance", "systemd", "roots", "slow")
 # What newer versions of systemd do otherwise than 252; CI, which has 20 minutes, runs only this on them. `tests/run roots`: all.
 DIFFERS: Final = "(reload or reexec or units or journal or unhealthy) and not (example or rolling or cluster or queues or adapters)"
-PARTS: Final = (*EVERYTHING, "bench")
+PARTS: Final = (*EVERYTHING, "matrix", "bench")
 #: Parts that are run at the same time where all of them are: they wait most of the time.
 TOGETHER: Final = ("conformance", "systemd")
-GROUPS: Final = ("tests", "frameworks", "lint", "types")
 #: What other Pythons get. CI, which has 20 minutes, does without the frameworks there, and without the tests with a real systemd that need them.
 ELSEWHERE: Final = ("tests",) if os.environ.get("CI") else ("tests", "frameworks")
-#: Groups that do not go with the frameworks: each in `apart/GROUP` of the virtual environment, for those who put that on their path.
-APART: Final = ("arq",)
-NEEDS_ROOT: Final = ("systemd", "roots")
+NEEDS_ROOT: Final = ("systemd", "roots", "matrix")
 
-#: Debian packages: what the virtual environment needs to be made, and what parts need beside it.
-BASE: Final = ("gcc", "libsystemd-dev", "pkg-config", "python3-dev", "python3-venv")
-#: What debian/control asks for, and the tools around it.
-PACKAGING: Final = (
-    *("build-essential", "debhelper", "dh-python", "dpkg-dev", "git", "lintian", "pybuild-plugin-pyproject", "python3-all"),
-    *("python3-hatchling", "python3-pytest", "python3-pytest-timeout", "python3-sdnotify", "python3-systemd"),
-)
 PACKAGES: Final = {
     "conformance": ("redis-server",),
     "unit": ("redis-server",),
@@ -84,261 +77,18 @@ PACKAGES: Final = {
     "bench": ("redis-server", "wrk"),
     "slow": ("nodejs", "redis-server", "systemd-container", *PACKAGING),
     "roots": ("mmdebstrap", "systemd-container"),
+    "matrix": ("haproxy", "mmdebstrap", "nodejs", "redis-server", "systemd-container", *PACKAGING),
 }
 
 #: A Python that Debian 12 does not have; run where one is found.
 PYTHON: Final = "3.12"
 #: Other Debians: Python 3.13 and systemd 257; Python 3.14 and systemd 262.
-SUITES: Final = {
-    "trixie": (),
-    "forky": ('--aptopt=Acquire::Check-Valid-Until "false"',),  # mirrors of testing may lag
-}
-IN_ROOTS: Final = (
-    *("ca-certificates", "dbus", "git", "iproute2", "mount", "nodejs", "procps", "python3", "redis-server"),
-    *("systemd", "systemd-sysv", *BASE),
-)
+SUITES: Final = ("trixie", "forky")
+#: What is in their trees, for the virtual environments made there and the tests run there.
+IN_ROOTS: Final = (*BOOTED, "git", "redis-server", *BASE)
 #: The host's ways to the network, which a root shares.
 NETWORK_FILES: Final = ("/etc/pip.conf", "~/.config/pip/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
 NETWORK_ENVIRONMENT: Final = ("PIP_", "SSL_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "CI")
-
-
-@dataclasses.dataclass
-class Row:
-    """A line of the closing table."""
-
-    part: str
-    verdict: str
-    seconds: float = 0.0
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-
-
-class NotReadyError(Exception):
-    """What a part needs cannot be had; the message says what, and what to do."""
-
-
-# -- saying what goes on
-
-
-def say(text: str) -> None:
-    """Write a line of our own between those of the tools."""
-    print(f"tests/run: {text}", flush=True)
-
-
-@contextlib.contextmanager
-def step(text: str) -> Iterator[None]:
-    """Announce what may take longer than a second; say how long it took."""
-    begin = time.monotonic()
-    say(f"{text} ...")
-    yield
-    say(f"{text}: {time.monotonic() - begin:.0f} s")
-
-
-def quietly(*argv: str | os.PathLike[str], env: dict[str, str] | None = None) -> None:
-    """Run a command whose output matters only when it fails."""
-    done = subprocess.run(
-        argv,
-        check=False,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        message = f"{shlex.join(map(str, argv))} failed with status {done.returncode}:\n{done.stdout}"
-        raise NotReadyError(message)
-
-
-# -- Debian packages
-
-
-def install(packages: Sequence[str]) -> None:
-    """Install the Debian packages that are missing; without root, say which."""
-    lacking = [name for name in dict.fromkeys(packages) if not installed(name)]
-    if not lacking:
-        return
-    command = f"apt install {' '.join(lacking)}"
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        say(f"missing, some tests will be skipped or fail without: {command}")
-        return
-    apt = ("apt-get", "--quiet", "--yes", "--no-install-recommends", "install", *lacking)
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    with step(f"installing {' '.join(lacking)}"), no_services_started():
-        try:
-            quietly(*apt, env=env)
-        except NotReadyError:
-            # The usual reason: no package lists, or old ones. If another repository fails, never mind.
-            subprocess.run(("apt-get", "--quiet", "update"), check=False, env=env, stdout=subprocess.DEVNULL)
-            quietly(*apt, env=env)
-    for service in {"haproxy", "redis-server"} & set(lacking):
-        if shutil.which("systemctl") is not None:
-            quietly("systemctl", "--quiet", "disable", service)
-
-
-def installed(package: str) -> bool:
-    """Say whether a Debian package is there (or, not on Debian, count as if it were)."""
-    if shutil.which("dpkg-query") is None:
-        return True
-    query = ("dpkg-query", "--show", "--showformat=${db:Status-Status}", package)
-    return subprocess.run(query, check=False, capture_output=True, text=True).stdout == "installed"
-
-
-@contextlib.contextmanager
-def no_services_started() -> Iterator[None]:
-    """Forbid packages to start their services, for as long as this process lives."""
-    policy = Path("/usr/sbin/policy-rc.d")
-    if policy.exists():
-        yield  # the administrator's own policy
-        return
-    policy.write_text(
-        f"#!/bin/sh\n# left by a test run; harmless, and to be deleted, when {os.getpid()} is gone\n"
-        f"kill -0 {os.getpid()} 2>/dev/null && exit 101\nexit 0\n"
-    )
-    policy.chmod(0o755)
-    try:
-        yield
-    finally:
-        policy.unlink()
-
-
-# -- virtual environments
-
-
-def cache() -> Path:
-    """Return the folder for what outlives a run."""
-    if where := os.environ.get("REQUIEM_TEST_CACHE"):
-        path = Path(where).resolve()
-        if path.is_relative_to("/tmp") or path.is_relative_to("/run"):
-            message = f"REQUIEM_TEST_CACHE={where}: a sandbox has a /tmp and a /run of its own, and would not see it; name another place"
-            raise NotReadyError(message)
-        return path
-    if os.geteuid() == 0:
-        return Path("/var/cache/requiem-systemd")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "requiem-systemd"
-
-
-def requirements(groups: Sequence[str]) -> list[str]:
-    """Return what pyproject.toml asks for: dependencies, extras, groups."""
-    declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-    found = list(declared["project"].get("dependencies", ()))
-    for extra in declared["project"].get("optional-dependencies", {}).values():
-        found += extra
-    for group in groups:
-        found += declared["dependency-groups"][group]
-    own = declared["project"]["name"]  # an extra "all" may name the package itself
-    found = sorted({entry for entry in found if not entry.startswith(own)})
-    if not installed("libsystemd-dev") and os.geteuid() != 0:
-        found = [entry for entry in found if not entry.startswith("systemd-python")]
-    return found
-
-
-def digest(*parts: str) -> str:
-    """Return a short name for a content."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold others off that make the same thing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f"{path.name}.lock").open("w")
-    except OSError as error:  # a user whose home is /nonexistent, for one
-        message = f"cannot write to {path.parent} ({error.strerror}): REQUIEM_TEST_CACHE=DIR names another place"
-        raise NotReadyError(message) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with step(f"waiting for another run that makes {path}"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def make(path: Path, content: str, build: Callable[[], None]) -> None:
-    """Have `build` make a folder, unless it is there and complete with this content."""
-    stamp = path / ".complete"
-    with locked(path):
-        if not stamp.exists() or stamp.read_text() != content:
-            if path.exists():
-                shutil.rmtree(path)
-            build()
-            stamp.write_text(content)
-        os.utime(stamp)  # prune() goes by it
-
-
-def virtual_environment(groups: Sequence[str]) -> Path:
-    """Return this checkout's virtual environment for the Python that runs this, made if need be."""
-    version = ".".join(platform.python_version_tuple()[:2])
-    wanted = requirements(groups)
-    declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["dependency-groups"]
-    apart = {name: declared[name] for name in APART if "frameworks" in groups}
-    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
-    origin = (sys.version, sys.base_prefix, release)
-    shared = cache() / f"venv-{version}-{digest(*origin, *wanted, repr(apart))}"
-    python = shared / "bin" / "python"
-
-    def build_shared() -> None:
-        with step(f"making {shared} (a minute or so)"):
-            quietly(sys.executable, "-m", "venv", shared)
-            pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-            quietly(*pip, *wanted)
-            for name, packages in apart.items():
-                quietly(*pip, "--target", shared / "apart" / name, *packages)
-
-    own = cache() / f"checkout-{version}-{digest(str(shared), str(CHECKOUT))}"
-
-    def build_own() -> None:
-        with step(f"installing {CHECKOUT}, editable, in {own}"):
-            quietly(sys.executable, "-m", "venv", "--without-pip", own)
-            packages = f"lib/python{version}/site-packages"
-            # "checkout" is where a sandbox has it a second time: units with a /tmp or /home of their own may
-            # not see the real one.
-            (own / "checkout").mkdir()
-            (own / "apart").symlink_to(shared / "apart")
-            (own / packages / "_shared.pth").write_text(f"{shared / packages}\n{own / 'checkout'}\n")
-            pip = (
-                python,
-                "-m",
-                "pip",
-                f"--python={own / 'bin' / 'python'}",
-                "--quiet",
-                "--disable-pip-version-check",
-            )
-            quietly(*pip, "install", "--no-deps", "--no-build-isolation", "--editable", CHECKOUT)
-            copy_scripts(shared / "bin", own / "bin")
-
-    make(shared, "\n".join((*wanted, repr(apart))), build_shared)
-    make(own, f"{CHECKOUT}\n{(CHECKOUT / 'pyproject.toml').read_text()}", build_own)
-    return own
-
-
-def copy_scripts(source: Path, target: Path) -> None:
-    """Give the thin environment the shared one's commands, run by the interpreter that finds the package."""
-    for script in source.iterdir():
-        copy = target / script.name
-        if copy.exists() or copy.is_symlink() or not os.access(script, os.X_OK):
-            continue
-        first, newline, rest = script.read_bytes().partition(b"\n")
-        if first.startswith(b"#!%s/python" % os.fsencode(source)):
-            copy.write_bytes(b"#!%s/python" % os.fsencode(target) + newline + rest)
-            copy.chmod(0o755)
-        elif not script.is_symlink():
-            copy.symlink_to(script)
-
-
-def prune() -> None:
-    """Delete virtual environments whose checkout is gone, or that no run has used for a month."""
-    for stamp in cache().glob("*/.complete"):
-        old = time.time() - stamp.stat().st_mtime > 30 * 24 * 3600
-        orphan = (
-            stamp.parent.name.startswith("checkout-")
-            and not Path(stamp.read_text().partition("\n")[0]).exists()
-        )
-        if old or orphan:
-            shutil.rmtree(stamp.parent)
 
 
 # -- parts
@@ -376,37 +126,14 @@ def types(venv: Path) -> Row:
 def run_pytest(part: str, venv: Path, arguments: Sequence[str], *, name: str = "") -> Row:
     """Run the tests of a part; none at all is a failure, but for the slow, of which there may be none."""
     folders = [folder for folder in FOLDERS[part] if (CHECKOUT / folder).is_dir()]
-    row = Row(name or part, "NO TESTS")
     if not folders:
-        return row
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="requiem-report-") as folder:
-        report = Path(folder, "report.xml")
-        slow = "slow and not soak" if os.environ.get("CI") else "slow"
-        marks = slow if part == "slow" else "not slow"
-        cacheless: tuple[str, ...] = ()
-        if not os.access(CHECKOUT, os.W_OK):  # another user's: pytest and hypothesis warn that they cannot write
-            cacheless = ("-p", "no:cacheprovider")
-            os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(cache() / "hypothesis")
-        parallel = ("-n", str(PARALLEL[part])) if part in PARALLEL else ()
-        pytest = (str(venv / "bin" / "python"), "-m", "pytest", "--durations=12", *cacheless)
-        command = (*pytest, "-m", marks, *parallel, *folders, *arguments)
-        say(f"{row.part}: {shlex.join(command[1:])}")
-        status = subprocess.run((*command, f"--junit-xml={report}"), check=False, cwd=CHECKOUT).returncode
-        if report.exists():
-            for suite in ET.parse(report).getroot().iter("testsuite"):
-                counts = {key: int(suite.get(key, "0")) for key in ("tests", "errors", "failures", "skipped")}
-                row.failed += counts["errors"] + counts["failures"]
-                row.skipped += counts["skipped"]
-                row.passed += counts["tests"] - counts["errors"] - counts["failures"] - counts["skipped"]
-    row.seconds = time.monotonic() - begin
-    if status == 0 and row.passed:
-        row.verdict = "ok"
-    elif part == "slow" and status == 5:
-        row.verdict = "none"
-    elif status not in (0, 5):
-        row.verdict = "failed"
-    return row
+        return Row(name or part, "NO TESTS")
+    slow = "slow and not soak" if os.environ.get("CI") else "slow"
+    marks = slow if part == "slow" else "not slow"
+    parallel = ("-n", str(PARALLEL[part])) if part in PARALLEL else ()
+    words = (str(venv / "bin" / "python"), "-m", "pytest", "--durations=12", "-m", marks, *parallel, *folders, *arguments)
+    say(f"{name or part}: {shlex.join(words[1:])}")
+    return counted(name or part, words, none="none" if part == "slow" else "NO TESTS")
 
 
 # -- other Pythons, other systemds
@@ -440,7 +167,7 @@ def at(place: str, arguments: Sequence[str]) -> list[Row]:
         return [row for python in pythons_here(place) for row in elsewhere(place, [python, "-B", __file__], arguments).rows]
     begin = time.monotonic()
     try:
-        return in_root(root_tree(place, SUITES[place]), arguments)
+        return in_root(root_tree(place, IN_ROOTS), arguments)
     except (sandbox.SandboxError, subprocess.SubprocessError) as error:
         say(f"{place}: {error}")
         return [Row(place, "failed", time.monotonic() - begin)]
@@ -458,19 +185,6 @@ def pythons_here(version: str) -> list[str]:
             return [candidate]
     say(f"no Python {version} here: left out")
     return []
-
-
-def root_tree(suite: str, options: Sequence[str]) -> Path:
-    """Return the tree of another Debian, made if need be."""
-    path = cache() / f"root-{suite}-{digest(*IN_ROOTS, *options)}"
-
-    def build() -> None:
-        with step(f"making {path} (half a minute)"):
-            include = f"--include={','.join(IN_ROOTS)}"
-            quietly("mmdebstrap", "--quiet", "--variant=apt", include, *options, suite, path)
-
-    make(path, suite, build)
-    return path
 
 
 def in_root(tree: Path, arguments: Sequence[str]) -> list[Row]:
@@ -531,15 +245,26 @@ def run_part(part: str, venv: Path, arguments: Sequence[str]) -> list[Row]:
     """Run one part."""
     match part:
         case "lint":
-            return [lint(venv)]
+            rows = [lint(venv)]
         case "types":
-            return [types(venv)]
+            rows = [types(venv)]
         case "roots":  # what is portable on other Pythons, and the tests with a real systemd on newer ones
-            return side_by_side((PYTHON, *SUITES), arguments)
+            rows = side_by_side((PYTHON, *SUITES), arguments)
         case place if place in (PYTHON, *SUITES):
-            return at(place, arguments)
+            rows = at(place, arguments)
+        case "matrix":  # the Debian package, installed on each Debian
+            rows = run_matrix(arguments)
+        case place if place in matrix.PLACES:
+            rows = matrix.run(place, venv, arguments)
         case _:
-            return [run_pytest(part, venv, arguments)]
+            rows = [run_pytest(part, venv, arguments)]
+    return rows
+
+
+def run_matrix(arguments: Sequence[str]) -> list[Row]:
+    """Build the Debian package, and run what is to be run against it, on all Debians at once."""
+    with matrix.built() as row:
+        return [row, *(side_by_side(tuple(matrix.PLACES), arguments) if row.passed else ())]
 
 
 def batches(parts: Sequence[str]) -> list[Sequence[str]]:
@@ -548,15 +273,6 @@ def batches(parts: Sequence[str]) -> list[Sequence[str]]:
         return [(part,) for part in parts]
     first, *rest = TOGETHER
     return [TOGETHER if part == first else (part,) for part in parts if part not in rest]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the closing table."""
-    lines = [f"{'part':<20}{'':<10}{'passed':>8}{'failed':>8}{'skipped':>8}{'seconds':>9}"]
-    for row in rows:
-        counts = f"{row.passed:>8}{row.failed:>8}{row.skipped:>8}{row.seconds:>9.1f}"
-        lines.append(f"{row.part:<20}{row.verdict:<10}{counts}")
-    return "\n".join(lines)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

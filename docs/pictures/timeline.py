@@ -11,7 +11,7 @@ from typing import Final
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT))
-from tests import suite  # noqa: E402 -- found thanks to the line above
+from tests import supplies  # noqa: E402 -- found thanks to the line above
 from tests.systemd.sandbox import Sandbox  # noqa: E402 -- the same
 
 # Six jobs in a drain under TimeoutStopSec=3: one is over before it, one is begun by another.
@@ -50,7 +50,7 @@ ExecStart={python} /srv/shop.py
 
 def main(target: Path) -> None:
     """Write the picture."""
-    python = suite.virtual_environment(suite.GROUPS) / "bin" / "python"
+    python = supplies.virtual_environment(supplies.GROUPS) / "bin" / "python"
     with Sandbox() as box:
         box.bind(CHECKOUT)
         box.write("/srv/shop.py", SERVICE)

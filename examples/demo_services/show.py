@@ -19,7 +19,7 @@ from load import Load, request  # noqa: E402 -- found thanks to the line above
 from say import say, title, working  # noqa: E402
 from stand_in import stop_held  # noqa: E402
 
-from tests import suite  # noqa: E402
+from tests import supplies  # noqa: E402
 from tests.systemd.sandbox import Sandbox, SandboxError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -254,16 +254,16 @@ def library_path() -> Iterator[str]:
     """Yield where sdnotify is, fetched if need be."""
     if importlib.util.find_spec("sdnotify") is not None:
         return
-    target = suite.cache() / "demo"
+    target = supplies.cache() / "demo"
     if not (target / "sdnotify").is_dir():
         try:
             with working(f"installing sdnotify in {target}"):
-                suite.quietly(
+                supplies.quietly(
                     sys.executable, "-m", "pip", "install", "--quiet", f"--target={target}", "sdnotify"
                 )
-        except suite.NotReadyError as error:
+        except supplies.NotReadyError as error:
             message = f"needs sdnotify (apt install python3-sdnotify), and cannot fetch it itself:\n{error}"
-            raise suite.NotReadyError(message) from None
+            raise supplies.NotReadyError(message) from None
     yield str(target)
 
 
@@ -280,11 +280,11 @@ def free_port() -> int:
 
 def main() -> int:
     """Show what this machine allows; 0 if all that is claimed has happened."""
-    suite.say = say  # its messages are ours here
+    supplies.say = say  # its messages are ours here
     if os.geteuid() != 0:
         return without_systemd("it takes root to boot one: sudo examples/demo")
     with working("installing"):
-        suite.install(PACKAGES)
+        supplies.install(PACKAGES)
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
         with working("booting a throw-away copy of this machine"):
@@ -298,7 +298,7 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (SandboxError, suite.NotReadyError) as error:
+    except (SandboxError, supplies.NotReadyError) as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:
         print("\ndemo: interrupted; nothing is left running", file=sys.stderr)

@@ -31,6 +31,9 @@ def hold(settings: dict[str, Any]) -> None:
     service = own()
 
     def on_starting(server: Any) -> None:
+        if not hasattr(server, "wait_for_signals"):  # else it would break in the middle of the stop
+            message = "this gunicorn cannot be held: its arbiter is older than that of gunicorn 25; install a newer one, or leave gunicorn.hold(globals()) out"
+            raise RequiemError(message)
         with contextlib.suppress(RequiemError):  # armed by a preloaded application, with options of its own
             service.arm(signals=False)
         service.release_signals()

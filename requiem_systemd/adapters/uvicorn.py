@@ -74,8 +74,9 @@ class _DealtWith(list[int]):
 
 def _lift_timeout(config: Any) -> None:
     """Have uvicorn wait for its requests as long as we do: they are cancelled after request_timeout, background tasks are not."""
-    limit, config.timeout_graceful_shutdown = config.timeout_graceful_shutdown, None
+    limit = getattr(config, "timeout_graceful_shutdown", None)  # 0.22; before, it waits without a limit
     if limit is not None:
+        config.timeout_graceful_shutdown = None
         _say(
             "uvicorn's --timeout-graceful-shutdown=%s would cut off requests and background tasks and is not applied: set REQUIEM_REQUEST_TIMEOUT= "
             "for requests, REQUIEM_DRAIN_TIMEOUT= for everything, and leave it out",

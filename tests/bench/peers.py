@@ -29,7 +29,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests import suite
+from tests import suite, supplies
 from tests.systemd.conftest import Unit, unit_text
 from tests.systemd.load import Figures, Load
 from tests.systemd.rolling import COMMAND, Rolled
@@ -376,8 +376,8 @@ def main() -> None:
 def in_environment() -> None:
     """Go on in the tests' virtual environment, made if need be, unless this is one."""
     if importlib.util.find_spec("gunicorn") is None:
-        suite.install([*suite.BASE, *suite.PACKAGES["systemd"]])
-        python = str(suite.virtual_environment(suite.GROUPS) / "bin/python")
+        supplies.install([*supplies.BASE, *suite.PACKAGES["systemd"]])
+        python = str(supplies.virtual_environment(supplies.GROUPS) / "bin/python")
         os.execv(python, [python, "-B", "-m", "tests.bench.peers", *sys.argv[1:]])
 
 

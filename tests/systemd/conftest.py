@@ -4,32 +4,99 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import signal
 import subprocess
 import textwrap
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
 
 from tests.systemd import debs
-from tests.systemd.sandbox import CHECKOUT, CommandError, Sandbox, SandboxError, missing
+from tests.systemd.sandbox import CHECKOUT, CommandError, Sandbox, SandboxError, missing, systemd_version
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
     from pluggy import Result
 
 UNITS = pytest.StashKey[list["Unit"]]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is in this folder."""
+#: What is not run against an installed package, and why.
+WITH_A_CHECKOUT: Final = {
+    "test_adapters.py": "the newest of every server, which no Debian has: `tests/run systemd` runs it",
+    "test_queues.py": "the same of task queues",
+    "test_sandbox.py": "of the tests' own container, nothing of the package's",
+}
+collect_ignore = [] if (CHECKOUT / "requiem_systemd").is_dir() else list(WITH_A_CHECKOUT)
+#: What was left out, and why: lines for the report.
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(hookwrapper=True)  # not `wrapper`: Debian 12's pytest does not know it
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Mark what is in this folder; of what is chosen, leave out what this systemd cannot do, and say so."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker("systemd")
+    yield
+    lacking = _lacking(config, items)
+    config.stash[LEFT_OUT] = [f"left out: {name}, {WITH_A_CHECKOUT[name]}" for name in collect_ignore]
+    config.stash[LEFT_OUT] += [f"left out: {count} test{'s' * (count > 1)}, {why}" for why, count in Counter(lacking.values()).items()]
+    if lacking:
+        config.hook.pytest_deselected(items=list(lacking))
+        items[:] = [item for item in items if item not in lacking]
+    items[:] = _turned(items, config.getoption("--sandbox-turn"))
+
+
+def _turned(items: list[pytest.Item], part: float) -> list[pytest.Item]:
+    """Begin elsewhere, at the top of a file: who runs the same tests side by side has not all of them under load at once."""
+    if not items:
+        return items
+    begin = items[int(len(items) * part)].path
+    first = next(number for number, item in enumerate(items) if item.path == begin)
+    return [*items[first:], *items[:first]]
+
+
+def _lacking(config: pytest.Config, items: list[pytest.Item]) -> dict[pytest.Item, str]:
+    """Return the tests that want something newer than there is, and what that lacks."""
+    if missing():
+        return {}
+    found = {}
+    for item in items:
+        for mark in item.iter_markers("since"):
+            if reason := lacks(config, *mark.args):
+                found[item] = reason
+    return found
+
+
+def lacks(config: pytest.Config, since: str, what: str, of: str = "systemd") -> str:
+    """Say that the systemd of the tests, or another package of that Debian, is older than a version; empty if it is not."""
+    version = _version(config.getoption("--sandbox-root"), config.getoption("--sandbox-python"), of)
+    older = version and [int(part) for part in re.findall(r"\d+", version)] < [int(part) for part in since.split(".")]
+    return f"{of} {version} has no {what} ({since})" if older else ""
+
+
+@functools.cache
+def _version(root: str, python: str, of: str) -> str:
+    """Return a version in a tree; empty, which is the newest, of what comes from the index or is not there."""
+    if of == "systemd":
+        return str(systemd_version(root))
+    if (CHECKOUT / "requiem_systemd").is_dir():
+        return ""
+    code = f"import importlib.metadata; print(importlib.metadata.version({of!r}))"
+    return subprocess.run(("chroot", root, python, "-c", code), check=False, capture_output=True, text=True).stdout.strip()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out."""
+    for line in config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(hookwrapper=True)  # not `wrapper`: Debian 12's pytest does not know it
@@ -47,16 +114,25 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Result[pytes
 
 
 @pytest.fixture(scope="session")
-def sandbox(request: pytest.FixtureRequest, python: str) -> Iterator[Sandbox]:
+def sandbox(request: pytest.FixtureRequest, record_testsuite_property: Callable[[str, object], None]) -> Iterator[Sandbox]:
     """Return a booted container, the same for all tests: name units so that they do not meet."""
     if reason := missing():
         pytest.skip(f"no systemd: {reason}")
-    with Sandbox(
-        request.config.getoption("--sandbox-root"), bind=request.config.getoption("--sandbox-bind")
-    ) as box:
-        second = Path(python).parents[1] / "checkout"
+    for line in request.config.stash.get(LEFT_OUT, []):
+        record_testsuite_property("left out", line)
+    with booted(request.config) as box:
+        yield box
+
+
+@contextlib.contextmanager
+def booted(config: pytest.Config, *, bind: Iterable[Path] = ()) -> Iterator[Sandbox]:
+    """Boot a container in which units find the package: this checkout's, or that which --sandbox-debs= has installed."""
+    with Sandbox(config.getoption("--sandbox-root"), bind=[*config.getoption("--sandbox-bind"), *bind]) as box:
+        second = Path(config.getoption("--sandbox-python")).parents[1] / "checkout"
         if second.is_dir():
             box.bind(CHECKOUT, at=second)
+        if folder := config.getoption("--sandbox-debs"):
+            debs.install(box, folder)
         yield box
 
 

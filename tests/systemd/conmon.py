@@ -55,13 +55,17 @@ def run(folder: Path, command: list[str], *, old: bool) -> int:
 
 
 def stop(folder: Path, seconds: float) -> None:
-    """End the container, as `podman stop --time` and `podman rm -f` do."""
+    """End the container, as `podman stop --time` and `podman rm -f` do, and wait for conmon: systemd sends SIGTERM to what is left."""
+    if "MAINPID" not in os.environ:  # it has ended already
+        return
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        conmon = os.pidfd_open(int(os.environ["MAINPID"]))
         pid = int((folder / "pid").read_text())
         ended = os.pidfd_open(pid)
         os.kill(pid, signal.SIGTERM)
         if not select.select([ended], [], [], seconds)[0]:
             os.kill(pid, signal.SIGKILL)
+        select.select([conmon], [], [], 10)
 
 
 if __name__ == "__main__":

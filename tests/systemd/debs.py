@@ -1,17 +1,20 @@
-"""The Debian packages: built from the tree, and installed in a sandbox."""
+"""The Debian packages: built from the tree, and installed in a sandbox. Standard library only, see tests/supplies.py."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.systemd.sandbox import CHECKOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tests.systemd.sandbox import Sandbox
 
@@ -34,11 +37,12 @@ def sources() -> Iterator[Path]:
     yield from (Path(name) for name in names if name and (CHECKOUT / name).is_file())
 
 
-def copy(target: Path) -> None:
-    """Copy the tree's files."""
+def copy(target: Path, *, only: frozenset[str] = frozenset()) -> None:
+    """Copy the tree's files, or those below some of its top names."""
     for source in sources():
-        (target / source).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(CHECKOUT / source, target / source)
+        if not only or source.parts[0] in only:
+            (target / source).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(CHECKOUT / source, target / source)
 
 
 def missing() -> str:
@@ -50,13 +54,49 @@ def missing() -> str:
     return f"{lacking.stderr.strip()} (Debian: apt build-dep .)" if lacking.returncode else ""
 
 
-def build(folder: Path) -> None:
-    """Build the packages from a copy of the tree in `folder`, into `folder`; BuildError if that fails."""
+def build(folder: Path, *, environment: Mapping[str, str] | None = None, umask: int = 0o022, later: float = 0.0) -> None:
+    """Build the packages from a copy of the tree in `folder`, into `folder`; BuildError if that fails.
+
+    Args:
+        folder: where; made if need be.
+        environment: what is otherwise than in ENVIRONMENT.
+        umask: the build's, and that of the clone.
+        later: seconds by which its files are younger than ours here.
+    """
     tree = folder / "tree"
     copy(tree)
-    done = subprocess.run((*BUILD, "--build=binary"), check=False, cwd=tree, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise BuildError(done.stdout)
+    for path in tree.rglob("*"):
+        programs = path.is_dir() or os.access(path, os.X_OK)
+        path.chmod((0o777 if programs else 0o666) & ~umask)  # as git does
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime + later))
+    _build("binary", tree, {**ENVIRONMENT, **(environment or {})}, umask)
+
+
+def build_source(folder: Path) -> None:
+    """Build the source package into `folder`, its archive as a release's would be; BuildError if that fails."""
+    tree = folder / "tree"
+    copy(tree)
+    version = re.match(r"(\S+) \((.+)-", (tree / "debian" / "changelog").read_text())
+    assert version
+    top = f"{version[1]}-{version[2]}"
+    with tarfile.open(folder / f"{version[1]}_{version[2]}.orig.tar.gz", "w:gz") as archive:
+        archive.add(tree, top, filter=lambda member: None if member.name == f"{top}/debian" else member)
+    _build("source", tree, ENVIRONMENT)
+
+
+def _build(what: str, tree: Path, environment: Mapping[str, str], umask: int = 0o022) -> None:
+    """Run the tool; what it writes is beside what it makes."""
+    with (tree.parent / "build.log").open("w+") as output:
+        command = (*BUILD, f"--build={what}")
+        done = subprocess.run(command, check=False, cwd=tree, env=environment, umask=umask, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        if done.returncode:
+            output.seek(0)
+            raise BuildError(output.read())
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each package in a folder, by name."""
+    return {deb.name: hashlib.sha256(deb.read_bytes()).hexdigest() for deb in sorted(folder.glob("*.deb"))}
 
 
 def install(box: Sandbox, folder: str | os.PathLike[str]) -> None:

@@ -137,6 +137,12 @@ def missing() -> str:
     return ""
 
 
+def systemd_version(root: str | os.PathLike[str] = "/") -> int:
+    """Return the version of the systemd in a tree, such as 252, without a boot; needs root."""
+    said = subprocess.run(("chroot", root, "systemctl", "--version"), check=True, capture_output=True, text=True, env=ENVIRONMENT)
+    return int(said.stdout.split()[1])
+
+
 class Sandbox:
     """A booted container; everything in it, and every trace of it, ends with the `with` block.
 

@@ -5,11 +5,16 @@ If one of these fails, the sandbox lies, and no other test with systemd means an
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.systemd import debs
 from tests.systemd.conftest import stop
+from tests.systemd.sandbox import CHECKOUT
 
 if TYPE_CHECKING:
+    import pytest
+
     from tests.systemd.conftest import ServiceFactory, ServicesFactory
 
 #: A job of 6 s in a thread, begun before READY=1; SIGTERM as usual in Python: SystemExit, then threads.
@@ -41,6 +46,15 @@ finally:
         notify("STOPPING=1\\nEXTEND_TIMEOUT_USEC=2000000")
         job.join(0.5)
 """
+
+
+def test_units_import_what_is_tested(service: ServiceFactory, python: str, request: pytest.FixtureRequest) -> None:
+    """What a unit imports is the checkout's package; where packages are installed, or the tree of the tests has none, the installed one."""
+    own = (CHECKOUT / "requiem_systemd").is_dir() and not request.config.getoption("--sandbox-debs")
+    trees = (CHECKOUT, Path(python).parents[1] / "checkout")  # the second is where a virtual environment has it
+    places = [f"{tree}/requiem_systemd" for tree in trees] if own else [debs.INSTALLED]
+    unit = service("import requiem_systemd; print('imported from', requiem_systemd.__file__)", Type="oneshot")
+    assert unit.wait_for("imported from").split()[-1] in [f"{place}/__init__.py" for place in places]
 
 
 def test_plain_dies(services: ServicesFactory, repetitions: int) -> None:

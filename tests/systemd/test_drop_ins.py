@@ -89,6 +89,7 @@ def install(box: Sandbox, python: str, one: Documented, port: int, broker: str) 
     for place, source in one.links.items():
         box.run("rm", "-rf", place)  # where there is what stands for it, see test_units
         box.run("mkdir", "-p", Path(place).parent)
+        box.run("rm", "-rf", place)  # test_units has what stands for programs there
         box.run("ln", "-sfn", Path(python).parents[1] / source, place)
     box.unit(one.unit, (CORPUS / one.unit).read_text())
     for name in (one.drop_in, "hardening"):
@@ -117,6 +118,9 @@ def begin(box: Sandbox, python: str, one: Documented, port: int, broker: str) ->
     box.run(python, f"{one.folder}/{one.begins}", cwd=one.folder, env={"PYTHONPATH": str(CHECKOUT), "EXAMPLE_BROKER": broker})
 
 
+@pytest.mark.since("0.93", "lifespan= as the example has it", "fastapi")
+@pytest.mark.since("2.12", "worker that the adapter can hold", "rq")
+@pytest.mark.since("25", "arbiter that the adapter can hold", "gunicorn")
 @pytest.mark.timeout(120)
 def test_documented_units(sandbox: Sandbox, python: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Each is ready, has a job of 5 s, is exposed by 1.5 at most, and ends well after the job, though it has 2 s."""

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -21,7 +22,6 @@ from tests.systemd.sandbox import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.systemd.sandbox import Sandbox
 
@@ -58,7 +58,7 @@ class Shop:
     def install(self) -> None:
         """Write the units."""
         self.box.write("/srv/shop/shop.py", SHOP)
-        self.box.run("sh", "-c", f"rm -rf /srv/shop/venv && ln -s {self._python.removesuffix('/bin/python')} /srv/shop/venv")
+        self.box.run("sh", "-c", f"rm -rf /srv/shop/venv && ln -s {Path(self._python).parents[1]} /srv/shop/venv")
         self.box.unit("shop@.service", (CHECKOUT / "units/instance@.service").read_text())
         self.box.unit("shop@.service.d/fleet.conf", (FLEET / "fleet.conf").read_text())
         own = {"Environment": f"PYTHONPATH={CHECKOUT}", "WorkingDirectory": "/srv/shop"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 DOCUMENTATION: Final = "/usr/share/doc/python3-requiem-systemd"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.package, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +26,6 @@ def installed(built: Path, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     with Sandbox(request.config.getoption("--sandbox-root")) as box:
         debs.install(box, built)
         yield box
-
-
-def test_lintian_is_content(built: Path) -> None:
-    """No error and no warning."""
-    if shutil.which("lintian") is None:
-        pytest.skip("needs lintian")
-    (changes,) = built.glob("*.changes")
-    command = ("lintian", "--allow-root", "--fail-on=error,warning", changes)
-    done = subprocess.run(command, check=False, env=debs.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_debian_s_python_finds_it(installed: Sandbox) -> None:
@@ -63,18 +51,6 @@ def test_command_has_its_verbs(installed: Sandbox) -> None:
     files = installed.run("dpkg", "--listfiles", "requiem-systemd").stdout.splitlines()
     assert "/usr/share/man/man1/requiem-systemd.1.gz" in files
     assert "/usr/share/bash-completion/completions/requiem-systemd" in files  # where the package bash-completion looks for it
-
-
-def test_needrestart_is_told(installed: Sandbox) -> None:
-    """What is in needrestart's conf.d is Perl that works, and has it take its scripts from where they are laid out; they renew a unit by their names."""
-    snippet = "/etc/needrestart/conf.d/requiem-systemd.conf"
-    perl = f'our %nrconf = (restart_d => "/etc/needrestart/conf.d"); do "{snippet}"; die $@ if $@; print $nrconf{{restart_d}}'
-    folder = installed.run("perl", "-we", perl).stdout
-    assert folder == "/run/requiem-systemd/restart.d"
-    assert installed.run("readlink", f"{folder}/requiem-systemd.conf").stdout == f"{snippet}\n"
-    installed.run("ln", "-s", "/usr/bin/requiem-systemd", "/root/nowhere.service")
-    done = installed.run("/root/nowhere.service", check=False)
-    assert (done.returncode, done.stderr) == (3, "requiem-systemd renew: nowhere.service: systemctl says not-found\n")
 
 
 def test_example_finishes_its_jobs(installed: Sandbox) -> None:

@@ -214,11 +214,11 @@ def make_python(box: Sandbox, python: str, folder: str) -> None:
 
 def make_venv(box: Sandbox, python: str, folder: str, *, base: str, version: str) -> None:
     """Make a virtual environment as venv does, in which the module `installed` has a version, and there is what `python` has."""
-    code = "import sys, sysconfig; print('python%d.%d' % sys.version_info[:2]); print(sysconfig.get_paths()['purelib'])"
-    named, packages = box.run(python, "-c", code).stdout.splitlines()
+    code = "import site, sys; print('python%d.%d' % sys.version_info[:2], *site.getsitepackages(), sep='\\n')"
+    named, *packages = box.run(python, "-c", code).stdout.splitlines()
     box.write(f"{folder}/pyvenv.cfg", f"home = {base.rpartition('/')[0]}\ninclude-system-site-packages = false\n")
     box.write(f"{folder}/lib/{named}/site-packages/installed.py", f"VERSION = {version!r}\n")
-    box.write(f"{folder}/lib/{named}/site-packages/more.pth", f"import site; site.addsitedir({packages!r})\n")
+    box.write(f"{folder}/lib/{named}/site-packages/more.pth", "".join(f"import site; site.addsitedir({one!r})\n" for one in packages))
     box.run("sh", "-c", 'mkdir "$1/bin" && ln -s "$2" "$1/bin/python"', "make_venv", folder, base)
 
 

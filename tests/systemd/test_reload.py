@@ -241,10 +241,9 @@ def test_by_pid_from_another_unit(template: Callable[..., Service], python: str)
     assert done.returncode == 3
 
 
-def test_notify_reload(template: Callable[..., Service], sandbox: Sandbox, repetitions: int) -> None:
+@pytest.mark.since("253", "Type=notify-reload")
+def test_notify_reload(template: Callable[..., Service], repetitions: int) -> None:
     """Where systemd asks for the reload it waits too; a failed one has no verdict but the STATUS."""
-    if sandbox.systemd_version < 253:
-        pytest.skip("Type=notify-reload came with 253")
     unit = template("notify-reload.service")
     unit.order("0.3")
     for done in range(1, repetitions + 1):
@@ -255,10 +254,9 @@ def test_notify_reload(template: Callable[..., Service], sandbox: Sandbox, repet
     assert unit.status_text == "Reload failed: line 3: no colon"
 
 
+@pytest.mark.since("255", "varlinkctl")
 def test_varlinkctl(template: Callable[..., Service], sandbox: Sandbox) -> None:
     """The varlinkctl of systemd understands the socket."""
-    if sandbox.systemd_version < 255:
-        pytest.skip("varlinkctl came with 255")
     unit = template("plain.service")
     path = f"/run/{unit.name.removesuffix('.service')}/requiem"
     assert "io.requiem-systemd.Service" in sandbox.run("varlinkctl", "info", path).stdout
@@ -269,10 +267,9 @@ def test_varlinkctl(template: Callable[..., Service], sandbox: Sandbox) -> None:
     assert "ReloadFailed" in done.stderr
 
 
+@pytest.mark.since("255", "varlinkctl")
 def test_varlinkctl_asks(template: Callable[..., Service], sandbox: Sandbox) -> None:
     """It introspects the methods that tell, and calls them."""
-    if sandbox.systemd_version < 255:
-        pytest.skip("varlinkctl came with 255")
     unit = template("plain.service")
     path = f"/run/{unit.name.removesuffix('.service')}/requiem"
     interface = "io.requiem-systemd.Service"

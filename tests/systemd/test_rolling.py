@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from requiem_systemd.protocol import timespan
-from tests.systemd.conftest import UNITS, Unit
+from tests.systemd.conftest import UNITS, Unit, booted
 from tests.systemd.load import Course, Figures, Load
 from tests.systemd.rolling import COMMAND, FOUR_JOBS, HOLDING, SERVER, Rolled
 from tests.systemd.sandbox import Sandbox
@@ -608,11 +608,7 @@ def test_shutdown(request: pytest.FixtureRequest, python: str, tmp_path: Path) -
     """A shutdown waits for the drains of all generations, though nobody stops the anchor first."""
     code = HOLDING.replace("while not", "begun = time.monotonic()\nwhile time.monotonic() < begun + 4 and not")
     code = code.replace("held.done()", f"pathlib.Path('{tmp_path}/VERSION').touch()\nheld.done()")
-    root, binds = (request.config.getoption(f"--sandbox-{name}") for name in ("root", "bind"))
-    with Sandbox(root, bind=[*binds, tmp_path]) as box:
-        second = Path(python).parents[1] / "checkout"
-        if second.is_dir():
-            box.bind(CHECKOUT, at=second)
+    with booted(request.config, bind=[tmp_path]) as box:
         unit = Rolled(box, "down", python)
         unit.install(
             settings={"DynamicUser": "no", "User": "", "ReadWritePaths": str(tmp_path), "PrivateTmp": "no"}

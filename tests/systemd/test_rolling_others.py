@@ -37,6 +37,7 @@ def foreign(command: str) -> dict[str, Any]:
 # -- servers
 
 
+@pytest.mark.since("25", "stop that answers all whom it has accepted", "gunicorn")
 @pytest.mark.timeout(60)
 def test_gunicorn(rolled: Setup, python: str, free_port: int) -> None:
     """As it is gunicorn is rolled: it says READY=1, and takes its listener from systemd."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.systemd import forms
-from tests.systemd.conftest import stop
+from tests.systemd.conftest import lacks, stop
 from tests.systemd.fleet import Ended, Fleet, rounds
 from tests.systemd.sandbox import CHECKOUT
 
@@ -176,12 +176,14 @@ EXAMPLES: Final = {
     "10_seed": "job: done",
     "11_cluster": "job done",
 }
+#: Of which version FastAPI must be for those that run it.
+FASTAPI_SINCE: Final = ("0.93", "lifespan= as the examples have it", "fastapi")
 #: Those that listen on a port, which several of them cannot share.
 ON_A_PORT: Final = ("10_seed", "11_cluster")
 
 
 @pytest.fixture(scope="module")
-def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
+def examples(sandbox: Sandbox, python: str, repetitions: int, request: pytest.FixtureRequest) -> Launch:
     """Stop the examples that begin jobs by themselves, side by side: jobs of 16 s, for until all are up and stopped on a busy machine 6 s pass."""
     sandbox.write("/run/requiem-tests/example.json", '{"greeting": "Hello"}')
     for name in ON_A_PORT:
@@ -191,6 +193,7 @@ def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
     sandbox.write(CLIENT_PATH, forms.CLIENT)
     uvicorn = f"{Path(python).parent}/uvicorn app:app --uds %t/%N/http --log-level warning"
     ask = f'for unit; do {python} {CLIENT_PATH} "/run/${{unit%.service}}/http" /start & done; wait'
+    with_fastapi = not lacks(request.config, *FASTAPI_SINCE)
     found: Launch = {}
     for number, count in enumerate(rounds(repetitions)):
         with Fleet(sandbox, python, f"example{number}") as fleet:
@@ -203,26 +206,21 @@ def examples(sandbox: Sandbox, python: str, repetitions: int) -> Launch:
             spool = ["PYTHONUNBUFFERED=1", "EXAMPLE_SECONDS=16", "EXAMPLE_SPOOL=%t/%N"]
             worker = {"ExecStart": f"{python} {CHECKOUT}/examples/05_worker_loop.py", "Environment": spool}
             fleet.add("05_worker_loop", "", count, ExecStartPre="sh -c 'echo first > %t/%N/1.job'", **worker)
-            app = uvicorn.replace("app:app", f"--app-dir {CHECKOUT}/examples 04_fastapi:app")
-            client = f"{python} {CLIENT_PATH} %t/%N/http /export"
-            fleet.add("04_fastapi", "", count, ExecStart=app, ExecStartPost=client, Environment=spool)
-            fleet.add(
-                "fastapi",
-                "",
-                count,
-                TimeoutStopSec=3,
-                WorkingDirectory="/run/requiem-tests/fastapi",
-                ExecStart=uvicorn,
-            )
+            if with_fastapi:
+                app = uvicorn.replace("app:app", f"--app-dir {CHECKOUT}/examples 04_fastapi:app")
+                client = f"{python} {CLIENT_PATH} %t/%N/http /export"
+                fleet.add("04_fastapi", "", count, ExecStart=app, ExecStartPost=client, Environment=spool)
+                folder = "/run/requiem-tests/fastapi"
+                fleet.add("fastapi", "", count, TimeoutStopSec=3, WorkingDirectory=folder, ExecStart=uvicorn)
             fleet.start()
-            sandbox.run("sh", "-c", ask, "ask", *fleet.units["fastapi"])
+            sandbox.run("sh", "-c", ask, "ask", *fleet.units.get("fastapi", ()))
             fleet.stop()
             for name, ended in fleet.ended().items():
                 found.setdefault(name, []).extend(ended)
     return found
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", [pytest.param(name, marks=[pytest.mark.since(*FASTAPI_SINCE)] if "fastapi" in name else []) for name in EXAMPLES])
 def test_example_survives(example: str, examples: Launch, repetitions: int) -> None:
     """An example's job, eight times TimeoutStopSec=2 when it begins, is done."""
     assert len(examples[example]) == repetitions
@@ -232,6 +230,7 @@ def test_example_survives(example: str, examples: Launch, repetitions: int) -> N
         assert one.seconds > 2.5, one.journal
 
 
+@pytest.mark.since(*FASTAPI_SINCE)
 def test_fastapi_under_uvicorn(examples: Launch, repetitions: int) -> None:
     """An unchanged FastAPI app's task of 8 s ends under `uvicorn app:app`; its own shutdown runs once, after it."""
     assert_survived(examples["fastapi"], repetitions, longer_than=5.0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.conftest import any_port
-from tests.systemd.conftest import Unit
+from tests.systemd.conftest import Unit, lacks
 from tests.systemd.rolling import settings_text
 from tests.systemd.sandbox import CHECKOUT
 from tests.systemd.users import User
@@ -77,8 +77,14 @@ PROGRAMS: Final[dict[str, dict[str, str | Path]]] = {
 }
 #: What those import that not every Python of the tests has.
 NEEDS: Final = {"uvicorn.service": "fastapi", "gunicorn.service": "gunicorn, flask", "aiohttp.service": "aiohttp", "grpc.service": "grpc"}
-#: Templates that a systemd must have a certain version for.
-SINCE: Final = {"notify-reload.service": 253}
+#: Templates that systemd, or what they run, must have a certain version for.
+SINCE: Final = {
+    "notify-reload.service": ("253", "Type=notify-reload"),
+    "gunicorn.service": ("25", "arbiter that the adapter can hold", "gunicorn"),
+}
+NOTIFY_RELOAD: Final = 253
+#: Drop-ins that are for newer ones.
+NEWER: Final = {"notify-reload": ("253", "Type=notify-reload"), "restart-pauses": ("254", "RestartSteps=")}
 
 
 def executables(text: str, stem: str) -> list[str]:
@@ -120,7 +126,7 @@ def verified(box: Sandbox, path: str) -> tuple[int, list[str]]:
 def test_verified(sandbox: Sandbox, folder: str, name: str) -> None:
     """`systemd-analyze verify` has nothing to say; of the type that is newer than 252 it says just that."""
     status, said = verified(sandbox, f"{folder}/{name.replace('@.', '@1.')}")
-    if sandbox.systemd_version < SINCE.get(name, 0):
+    if sandbox.systemd_version < NOTIFY_RELOAD:
         said = [line for line in said if "Failed to parse service type, ignoring: notify-reload" not in line]
     assert said == []
     assert status == 0
@@ -137,14 +143,17 @@ def test_drop_in_verified(sandbox: Sandbox, drop_in: str, unit: str) -> None:
     assert verified(sandbox, f"{place}/{unit.replace('@.', '@1.')}") == (0, [])
 
 
-@pytest.mark.parametrize("unit", ["plain", "socket-activated", "cluster", "instance@", "user", "rolling@"])
-@pytest.mark.parametrize(("drop_in", "since"), [("notify-reload", 253), ("restart-pauses", 254), ("hardening", 0)])
-def test_newer_drop_in_verified(sandbox: Sandbox, drop_in: str, since: int, unit: str) -> None:
+@pytest.mark.parametrize(
+    ("drop_in", "unit"),
+    [
+        pytest.param(name, unit, marks=[pytest.mark.since(*NEWER[name])] if name in NEWER else [])
+        for name in ("notify-reload", "restart-pauses", "hardening")
+        for unit in ("plain", "socket-activated", "cluster", "instance@", "user", "rolling@")
+        if (name, unit) != ("hardening", "user")  # of the system's units: a user's manager has no DynamicUser=
+    ],
+)
+def test_newer_drop_in_verified(sandbox: Sandbox, drop_in: str, unit: str) -> None:
     """Nor of a template with a drop-in for any unit, from the version on that the drop-in names."""
-    if sandbox.systemd_version < since:
-        pytest.skip(f"systemd {sandbox.systemd_version}")
-    if (drop_in, unit) == ("hardening", "user"):
-        pytest.skip("of the system's units: a user's manager has no DynamicUser=")
     place = f"{FOLDER}-{drop_in}-{unit}"
     for path in (UNITS / f"{unit}.service", UNITS / "plain.socket", UNITS / "rolling.socket", UNITS / "rolling.service"):
         install(sandbox, f"{place}/{path.name}", path.read_text())
@@ -157,9 +166,9 @@ def test_newer_drop_in_verified(sandbox: Sandbox, drop_in: str, since: int, unit
 
 
 @pytest.fixture(scope="module")
-def running(sandbox: Sandbox, python: str) -> Iterator[dict[str, str]]:
+def running(sandbox: Sandbox, python: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """Start a service under each template, all side by side; return the units by the templates' names."""
-    usable = {name for name in PROGRAMS if sandbox.systemd_version >= SINCE.get(name, 0)}
+    usable = {name for name in PROGRAMS if name not in SINCE or not lacks(request.config, *SINCE[name])}
     usable -= {name for name, modules in NEEDS.items() if sandbox.run(python, "-c", f"import {modules}", check=False).returncode}
     units = {name: name.replace("@.", "@1.") for name in sorted(usable)}
     written = [_socket(sandbox, name) for name in ("plain.socket", "rolling.socket")]
@@ -200,11 +209,11 @@ def _program(box: Sandbox, python: str, stem: str, files: dict[str, str | Path],
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.since(*SINCE[name])] if name in SINCE else []) for name in PROGRAMS])
 def test_secured(sandbox: Sandbox, running: dict[str, str], name: str) -> None:
     """`systemd-analyze security` gives 1.5 at most for a service that runs, and has said that it can serve."""
     if name not in running:
-        pytest.skip("this systemd, or this Python, lacks what it needs")
+        pytest.skip("this Python lacks what it needs")
     shown = sandbox.show(running[name], "ActiveState", "NRestarts")
     assert shown == {"ActiveState": "active", "NRestarts": "0"}, sandbox.journal(running[name])
     done = sandbox.run("systemd-analyze", "security", "--threshold=15", "--no-pager", running[name], check=False)

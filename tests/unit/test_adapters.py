@@ -12,6 +12,7 @@ import pytest
 from requiem_systemd import adapters
 from requiem_systemd.adapters import twistedports
 from requiem_systemd.adapters.tasks import INSIDE, Inside, in_request, track_tasks
+from requiem_systemd.errors import RequiemError
 from requiem_systemd.service import Service
 
 if TYPE_CHECKING:
@@ -94,3 +95,11 @@ def test_tasks_of_a_server_are_none(service: Service, module: str) -> None:
         return found
 
     assert asyncio.run(main()) == ()
+
+
+def test_gunicorn_that_cannot_be_held() -> None:
+    """An arbiter that the adapter would break in the middle of a stop is refused at its start, and it is said what to install."""
+    settings: dict[str, Any] = {}
+    pytest.importorskip("requiem_systemd.adapters.gunicorn").hold(settings)
+    with pytest.raises(RequiemError, match="gunicorn 25"):
+        settings["on_starting"](object())
