@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -103,3 +104,12 @@ def test_gunicorn_that_cannot_be_held() -> None:
     pytest.importorskip("requiem_systemd.adapters.gunicorn").hold(settings)
     with pytest.raises(RequiemError, match="gunicorn 25"):
         settings["on_starting"](object())
+
+
+def test_rq_that_cannot_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An RQ of before the inside that the adapter knows is refused by name: RQ itself says of an ImportError only that the class's name is invalid."""
+    pytest.importorskip("rq")
+    monkeypatch.delattr("rq.exceptions.StopRequested")
+    monkeypatch.delitem(sys.modules, "requiem_systemd.adapters.rq", raising=False)
+    with pytest.raises(RequiemError, match="older than RQ 3"):
+        importlib.import_module("requiem_systemd.adapters.rq")
