@@ -28,9 +28,9 @@ from requiem_systemd.tracker import Hold
 try:
     from rq.exceptions import StopRequested
     from rq.utils import now
-except ImportError as error:  # RQ says of that, when --worker-class cannot be imported, nothing but that its name is invalid
-    message = f"RQ {rq.VERSION} cannot be held: it is older than RQ 3; install a newer one, or take a --worker-class of its own"
-    raise RequiemError(message) from error
+except ImportError as _old:  # RQ says of that, when --worker-class cannot be imported, nothing but that its name is invalid
+    _message = f"RQ {rq.VERSION} cannot be held: it is older than RQ 3; install a newer one, or take a --worker-class of its own"
+    raise RequiemError(_message) from _old
 
 LOG: Final = logging.getLogger("requiem_systemd")
 # A worker may be just about to fetch when it is asked to come back: it is asked again, doubled each time up to a second.
