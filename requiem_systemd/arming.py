@@ -207,7 +207,7 @@ class Arming(Tracking):
             environment = environment._replace(listeners=twistedports.passed())
         return environment
 
-    def _send(self, assignments: Mapping[str, object], fds: Sequence[int]) -> bool:
+    def _send(self, assignments: Mapping[str, object], fds: Sequence[int] = ()) -> bool:
         """Tell the manager, also before the service is armed."""
         if self._engine is not None and self._engine.notifier:
             return self._engine.notifier.send(assignments, fds)

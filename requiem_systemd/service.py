@@ -77,9 +77,9 @@ class Service(Arming):
     def notify(self, **assignments: object) -> bool:
         """Send one sd_notify(3) datagram. False: there is no manager. True: sent. OSError: it could not be sent.
 
-        Raises ProtocolError for what cannot be a message.
+        It needs no `initialize`, and arms nothing. Raises ProtocolError for what cannot be a message.
         """
-        return self.engine.notifier.send(assignments)
+        return self._send(assignments)
 
     @overload
     def on(self, event: str, fn: F) -> F: ...

@@ -241,6 +241,17 @@ def test_notify_of_the_service(manager: FakeManager, service: Service) -> None:
     assert manager.status == "no such file"
 
 
+def test_notify_before_the_service_is_armed(receiver: socket.socket) -> None:
+    """The bare protocol needs no `initialize`: nothing is armed, and nothing taken from the environment."""
+    environ = {"NOTIFY_SOCKET": receiver.getsockname()}
+    bare = Service(environ=environ)
+    assert bare.notify(STATUS="loading") is True
+    assert receiver.recv(4096) == b"STATUS=loading\n"
+    assert environ == {"NOTIFY_SOCKET": receiver.getsockname()}
+    assert not bare.armed
+    bare.close()
+
+
 def test_many_threads(manager: FakeManager, receiver: socket.socket) -> None:
     """Any thread may send; each message arrives whole."""
     with notifier(receiver.getsockname()) as made:
