@@ -116,6 +116,18 @@ def test_alone(served: Served) -> None:
     assert served.manager.result == "success"
 
 
+def test_names_no_server(served: Served) -> None:
+    """An answer does not say what has made it."""
+    served.start()
+    connection = served.connect()
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    assert answer.read().startswith(b"old ")
+    assert answer.getheader("date")
+    assert answer.getheader("server") is None
+    connection.close()
+
+
 def test_workers_are_rolled(served: Served) -> None:
     """A reload brings the code as it is then; the request in flight is answered by the old."""
     served.start("--workers", "2")
