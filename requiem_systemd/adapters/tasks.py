@@ -70,10 +70,15 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
     def make(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
         return Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
 
-    def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
+    # With `context` by name: uvloop always gives it, and a dict for it would cost each request.
+    def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Any = None, **kwargs: Any) -> Any:
         inside = in_request.get()
-        if inside is None:  # a server's own, perhaps one for each request
-            return Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
+        if inside is None and not kwargs and factory is None:  # a server's own, perhaps one for each request
+            return Task(coro, loop=loop, context=context)
+        if context is not None:
+            kwargs["context"] = context
+        if inside is None:
+            return make(loop, coro, **kwargs)
         if _is_a_servers(coro):
             token = in_request.set(None)  # nor is what it begins
             try:
