@@ -1,8 +1,9 @@
 """What TrackRequests costs a server, and `requiem-systemd serve` against uvicorn: requests a second by wrk, in turns.
 
 The servers have one CPU, and the client another: with more of them chance says how many connections each process gets, and what else runs
-on the machine says more than the servers do. A process is some percent faster or slower than another of the same program for all its life:
-so each is started several times.
+on the machine says more than the servers do. A virtual machine's CPU is ten percent faster in one second than in the next, so the turns are
+short: the client of the one is stopped while that of the other runs. A process is some percent faster or slower than another of the same
+program for all its life, and so is one way to spread the connections over workers: each is started several times, and connected to anew.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 STARTS: Final = 8
-PAIRS: Final = 2  # of each start
+PAIRS: Final = 6  # of each start
+TURNS: Final = 10  # of each of a pair
+TURN: Final = 0.05  # seconds
 AT_LEAST: Final = 0.95
 SERVE_AT_LEAST: Final = 0.97
 PATIENCE: Final = 30.0
@@ -75,13 +79,43 @@ def served(cpu: int, command: Sequence[str], env: Mapping[str, str]) -> Iterator
             process.terminate()
 
 
-def rate(port: int) -> float:
-    """Return the requests a second of one second's load."""
-    command = ("wrk", "-t1", "-c32", "-d1s", f"http://127.0.0.1:{port}/")
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"Requests/sec:\s+([0-9.]+)", text)
-    assert found, text
-    return float(found[1])
+class Load:
+    """wrk on one server, stopped whenever it is not its turn."""
+
+    def __init__(self, port: int) -> None:
+        command = ("wrk", "-t1", "-c32", "-d60s", f"http://127.0.0.1:{port}/")
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._process.send_signal(signal.SIGSTOP)
+        self._seconds = 0.0
+
+    def turn(self) -> None:
+        """Let it run for a turn."""
+        begin = time.monotonic()
+        self._process.send_signal(signal.SIGCONT)
+        time.sleep(TURN)
+        self._process.send_signal(signal.SIGSTOP)
+        self._seconds += time.monotonic() - begin
+
+    def rate(self) -> float:
+        """End it, and return the requests a second of its turns."""
+        begin = time.monotonic()
+        self._process.send_signal(signal.SIGCONT)  # first: of a stopped process any thread would get the other, and the main one sleep on
+        self._process.send_signal(signal.SIGINT)  # it goes on for up to 100 ms, and says how many there were
+        text = self._process.communicate()[0]
+        self._seconds += time.monotonic() - begin
+        found = re.search(r"([0-9]+) requests in", text)
+        assert found, text
+        return int(found[1]) / self._seconds
+
+
+def pair(one: int, other: int) -> float:
+    """Return how many times as many requests the server at the one port answers as that at the other."""
+    loads = Load(one), Load(other)
+    for _ in range(TURNS):
+        for load in loads:
+            load.turn()
+    first, second = (load.rate() for load in loads)
+    return first / second
 
 
 def compare(name: str, ours: tuple[Sequence[str], Mapping[str, str]], theirs: tuple[Sequence[str], Mapping[str, str]], at_least: float) -> None:
@@ -90,10 +124,8 @@ def compare(name: str, ours: tuple[Sequence[str], Mapping[str, str]], theirs: tu
     with apart() as cpu:
         for _ in range(STARTS):
             with served(cpu, *theirs) as their, served(cpu, *ours) as our:
-                rate(their), rate(our)
-                for number in range(PAIRS):
-                    first, second = (rate(port) for port in ((our, their) if number % 2 else (their, our)))
-                    ratios.append(first / second if number % 2 else second / first)
+                pair(our, their)  # warm
+                ratios += [1 / pair(their, our) if number % 2 else pair(our, their) for number in range(PAIRS)]
     median = statistics.median(ratios)
     print(f"\n{name}: {median:.3f} x (at least {at_least}); from {min(ratios):.3f} to {max(ratios):.3f}")
     assert median >= at_least
