@@ -99,9 +99,12 @@ class Load:
     def rate(self) -> float:
         """End it, and return the requests a second of its turns."""
         begin = time.monotonic()
-        self._process.send_signal(signal.SIGCONT)  # first: of a stopped process any thread would get the other, and the main one sleep on
-        self._process.send_signal(signal.SIGINT)  # it goes on for up to 100 ms, and says how many there were
-        text = self._process.communicate()[0]
+        self._process.send_signal(signal.SIGCONT)
+        text = None
+        while text is None:  # it goes on for up to 100 ms, and says how many there were
+            self._process.send_signal(signal.SIGINT)  # again: where another thread gets it, the main one sleeps on
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                text = self._process.communicate(timeout=0.02)[0]
         self._seconds += time.monotonic() - begin
         found = re.search(r"([0-9]+) requests in", text)
         assert found, text
