@@ -10,7 +10,8 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from threading import get_ident
-from typing import Any, Final
+from types import MethodType
+from typing import Any, Final, cast
 
 from requiem_systemd import journal
 from requiem_systemd.adapters import asgiservers
@@ -35,16 +36,17 @@ _KINDS: Final = {"http": REQUEST, "websocket": CONNECTION}
 class Exchange(Whole):
     """One request or WebSocket: what the ledger has and shows of it, and what it sends.
 
-    Its label is method and route template, else method and first path segment; never its arguments. One object for all of this, and
-    no `__init__`: each call for a request costs a percent of what a server can do.
+    Its label is method and route template, else method and first path segment; never its arguments. One object for all of this, with
+    slots and no `__init__`: each call for a request costs a percent of what a server can do, and so does a dict.
     """
+
+    __slots__ = ("_sending", "cut", "of", "pass_on", "scope")
 
     scope: Scope
     pass_on: Send
     of: TrackRequests
-    started: bool = False
-    cut: Any = None
-    _last: Awaitable[None] | None = None
+    cut: asyncio.Task[Any]  # set: it was cancelled
+    _sending: Awaitable[None] | None  # what sends the last of the answer; None: it is not over; not set: it has not begun
 
     def __str__(self) -> str:
         scope = self.scope
@@ -55,15 +57,16 @@ class Exchange(Whole):
 
     def send(self, message: Message) -> Awaitable[None]:
         """Send what the application sends; from the begin of the drain HTTP/1 answers announce the connection's end."""
+        pass_on = self.pass_on  # on its own: CPython 3.11 looks for a method first where an attribute is called
         if message["type"] == "http.response.body":
-            sending = self.pass_on(message)
-            if "more_body" not in message or not message["more_body"]:
-                self._last = sending
+            sending = pass_on(message)
+            if not message.get("more_body"):
+                self._sending = sending
             return sending
         if self.of.ledger.began is not None and message["type"] == "http.response.start" and self.scope.get("http_version", "1.1") < "2":
             message["headers"] = _closing(message.get("headers", ()))
-        self.started = True
-        return self.pass_on(message)
+        self._sending = None
+        return pass_on(message)
 
     @property
     def kind(self) -> str:  # type: ignore[override] # written by nobody else
@@ -71,8 +74,8 @@ class Exchange(Whole):
 
         Seen when somebody asks: a coroutine that is over has no frame; one of our own around it would cost every request.
         """
-        last = self._last
-        return _KINDS[self.scope["type"]] if last is None or getattr(last, "cr_frame", None) is not None else JOB
+        sending = getattr(self, "_sending", None)
+        return _KINDS[self.scope["type"]] if sending is None or getattr(sending, "cr_frame", None) is not None else JOB
 
     @property
     def owner(self) -> int:
@@ -84,6 +87,11 @@ class Exchange(Whole):
         """Where it runs: see stacks.task_of."""
         return self.of.loop
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of the answer was sent."""
+        return hasattr(self, "_sending")
+
     def let_go(self, owner: object) -> None:
         """Cancel it: the server would wait for it for ever."""
         if isinstance(owner, asyncio.Task):
@@ -94,8 +102,35 @@ class Exchange(Whole):
     async def uncancel(self) -> None:
         """Go on after our own cancellation: answer, if nothing was answered."""
         self.cut.uncancel()
-        if not self.started and self.scope["type"] == "http":
-            await _answer(self.pass_on, 503, b"stopped\n")
+        if not self.has_begun and self.scope["type"] == "http":
+            await _answer(self.send, 503, b"stopped\n")
+
+
+class Straight(Exchange):
+    """One whose server knows how far its answer is: until the drain begins, the application has the server's own `send`.
+
+    Ours around it would cost a percent of what the server can do.
+    """
+
+    __slots__ = ()
+
+    @property
+    def kind(self) -> str:  # type: ignore[override] # written by nobody else
+        """See Exchange."""
+        return JOB if self._cycle.response_complete else REQUEST
+
+    @property
+    def has_begun(self) -> bool:
+        """See Exchange."""
+        return bool(self._cycle.response_started)
+
+    @property
+    def _cycle(self) -> Any:
+        return cast("MethodType", self.pass_on).__self__
+
+    def announce_end(self) -> None:
+        """Have the server say that the connection ends with this answer, if it is still to begin."""
+        self._cycle.default_headers = _closing(self._cycle.default_headers)
 
 
 class TrackRequests:
@@ -135,31 +170,30 @@ class TrackRequests:
         self._serving: Ledger | None = None  # the same, while a server runs this application
         self.loop: Any = None
         self.ident: int = 0  # of the loop's thread
+        self._cycle: type | None = None  # whose method the server's `send` is, where such know how far the answer is
         asgiservers.expect(self._start)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
-        kind = scope["type"]
-        if kind != "http" and kind != "websocket":  # noqa: PLR1714 - a set would be looked up
-            await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
-            return
-        if self._health is not None and kind == "http" and scope["path"] == self._health:
-            await self._answer_health(send)
-            return
         ledger = self._serving
-        if ledger is None:
-            self._arm()  # asks for the running loop, which costs as much as a third of all this (CPython 3.11: getpid)
-            ledger = self.ledger
-        exchange = Exchange()
+        if ledger is None or scope["type"] != "http" or (self._health is not None and scope["path"] == self._health):
+            ledger = await self._seldom(scope, receive, send)
+            if ledger is None:
+                return
+        straight = type(send) is MethodType and type(send.__self__) is self._cycle
+        exchange = Straight() if straight else Exchange()
         exchange.scope, exchange.pass_on, exchange.of = scope, send, self
-        ledger.live[exchange] = ledger.clock()
-        if ledger.alert and not await self._admits(exchange):
-            return
+        clock, app = ledger.clock, self.app  # see Exchange.send
+        ledger.live[exchange] = clock()
+        if ledger.alert:
+            if not await self._admits(exchange):
+                return
+            straight = False
         token = in_request.set(INSIDE)
         try:
-            await self.app(scope, receive, exchange.send)
+            await app(scope, receive, send if straight else exchange.send)
         except asyncio.CancelledError:
-            if not exchange.cut:
+            if not hasattr(exchange, "cut"):
                 raise
             await exchange.uncancel()
         finally:
@@ -168,6 +202,21 @@ class TrackRequests:
             ledger.live.pop(exchange, None)
             if ledger.alert:
                 ledger.left(exchange, was_in=True)
+
+    async def _seldom(self, scope: Scope, receive: Receive, send: Send) -> Ledger | None:
+        """Serve what is not tracked; for all else, return the ledger that is to track it."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif kind not in _KINDS:
+            await self.app(scope, receive, send)
+        elif self._health is not None and kind == "http" and scope["path"] == self._health:
+            await self._answer_health(send)
+        else:
+            if self._serving is None:
+                self._arm()  # asks for the running loop, which costs as much as a third of all this (CPython 3.11: getpid)
+            return self.ledger
+        return None
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -178,9 +227,15 @@ class TrackRequests:
         except DrainingError:
             if exchange.scope["type"] != "http":
                 raise
-            await _answer(exchange.pass_on, 503, b"stopped\n")
+            await _answer(exchange.send, 503, b"stopped\n")
             return False
         return True
+
+    def _announce_ends(self) -> None:
+        """Have the answers that are under way at the begin of the drain say that the connection ends; in the engine's thread."""
+        for entry in list(self.ledger.live):
+            if type(entry) is Straight and entry.of is self:
+                entry.announce_end()
 
     async def _answer_health(self, send: Send) -> None:
         draining = self._service.draining()
@@ -245,6 +300,8 @@ class TrackRequests:
             self._service.arm(signals=False)
         self._service.hooks.loop = loop
         asgiservers.attach(self._service, loop, self._grace)
+        self._cycle = asgiservers.cycle(loop)
+        self._service.engine.begun.then(self._announce_ends)
         if self._tasks:
             track_tasks(loop, self._service)
         self._hooks = self._service.hooks

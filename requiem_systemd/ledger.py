@@ -33,12 +33,13 @@ WORKER: Final = "worker"
 BOUNDED: Final = frozenset((REQUEST, CONNECTION, LISTENER))
 
 
-class More:
-    """What only few trackers have: limits, a status, a heartbeat, a kind, a second entry.
+class Terms:
+    """On what terms something holds the stop: limits, a status, a heartbeat, a kind, a second entry. As here, unless they are set."""
 
-    Without slots: what stands at the class costs nothing in the many that are made and never looked at (one a request).
-    """
+    if not TYPE_CHECKING:
+        __slots__ = ()  # the subclasses have room for what they set
 
+    kind: str = JOB
     drain_timeout: float | None = None
     heartbeat_timeout: float | None = None
     status: str = ""
@@ -48,19 +49,23 @@ class More:
     admitted: bool = False
     again: tuple[Entry, ...] = ()
 
-    def __init__(self, kind: str = JOB, drain_timeout: float | None = None, heartbeat_timeout: float | None = None) -> None:
-        self.kind: str = kind
-        if drain_timeout is not None:
-            self.drain_timeout = drain_timeout
-        if heartbeat_timeout is not None:
-            self.heartbeat_timeout = heartbeat_timeout
-
     def limit(self, request_timeout: float) -> float | None:
         """Return how long this may hold a drain, in seconds; None: as long as it likes."""
         return request_timeout if self.drain_timeout is None and self.kind in BOUNDED else self.drain_timeout
 
     def let_go(self, owner: object) -> None:
         """Hear, in the engine's thread, that `request_timeout` has passed; `owner` is the thread's ident or the task inside."""
+
+
+class More(Terms):
+    """Terms that only few trackers have. Without slots: what stands at the class costs nothing in the many that are never looked at."""
+
+    def __init__(self, kind: str = JOB, drain_timeout: float | None = None, heartbeat_timeout: float | None = None) -> None:
+        self.kind = kind
+        if drain_timeout is not None:
+            self.drain_timeout = drain_timeout
+        if heartbeat_timeout is not None:
+            self.heartbeat_timeout = heartbeat_timeout
 
 
 class Entry:
@@ -73,9 +78,9 @@ class Entry:
 
     name: object
     owner: Any
-    more: More
+    more: Terms
 
-    def extra(self) -> More | None:
+    def extra(self) -> Terms | None:
         """Return `more` where there is one."""
         return getattr(self, "more", None)
 
@@ -96,14 +101,16 @@ class Loose(Record):
     __slots__ = ()
 
 
-class Whole(More, Entry):
-    """An entry that is its own `more`, and whose label is what `str` makes of it: one object where three would cost each request."""
+class Whole(Terms, Entry):
+    """An entry that is its own terms, and whose label is what `str` makes of it: one object where three would cost each request.
 
-    if not TYPE_CHECKING:
-        __init__ = object.__init__  # it costs nothing; what differs from the class is set from outside
+    With slots, which subclasses have too: a dict for each costs as much as all else of it.
+    """
+
+    __slots__ = ("_abandoned",)
 
     @property
-    def more(self) -> More:  # type: ignore[override] # never another one
+    def more(self) -> Terms:  # type: ignore[override] # never another one
         """Itself."""
         return self
 
@@ -112,7 +119,16 @@ class Whole(More, Entry):
         """Itself."""
         return self
 
-    def extra(self) -> More:
+    @property
+    def abandoned(self) -> bool:
+        """Whether it holds the stop no longer: the one term that is ever set."""
+        return getattr(self, "_abandoned", False)
+
+    @abandoned.setter
+    def abandoned(self, value: bool) -> None:
+        self._abandoned = value
+
+    def extra(self) -> Terms:
         """Return itself."""
         return self
 
@@ -206,7 +222,7 @@ class Ledger:
         if self.alert:
             self.wake()
 
-    def again(self, entry: Entry, more: More) -> Entry:
+    def again(self, entry: Entry, more: Terms) -> Entry:
         """Open a second tracker for one that is entered already; the last in is the first out."""
         twin = Record(entry.name, threading.get_ident())
         twin.more = More(more.kind, more.drain_timeout, more.heartbeat_timeout)

@@ -18,7 +18,7 @@ from types import FunctionType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, overload
 
 from requiem_systemd.decorate import decorate
-from requiem_systemd.ledger import Entry, Ledger, More, Record
+from requiem_systemd.ledger import Entry, Ledger, More, Record, Terms
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Tracker:
     def _entry(self) -> Entry:
         raise NotImplementedError
 
-    def _more(self) -> More:
+    def _more(self) -> Terms:
         entry = self._entry()
         more = entry.extra()
         if more is None:

@@ -22,10 +22,12 @@ class Answer(Whole):
     Its label is method and first path segment; never its arguments. One object for all of this, and no `__init__`: see asgi.Exchange.
     """
 
+    __slots__ = ("body", "environ", "of")
+
     environ: Environ
     body: Iterable[bytes]
     of: TrackRequests
-    kind: str = REQUEST
+    kind = REQUEST
 
     def __str__(self) -> str:
         if self.of.label is not None:

@@ -38,6 +38,8 @@ _SERVERS: Final = {
 }
 # Servers that know no lifespan: the function gets what is to be called when they run.
 _WITHOUT_LIFESPAN: Final = {"daphne.server": "requiem_systemd.adapters.daphne:expect"}
+# Servers whose `send` is a method of what knows how far the answer is: the function gets the loop, and returns the class or None.
+_CYCLES: Final = {"uvicorn.server": "requiem_systemd.adapters.uvicorn:cycle"}
 
 
 def expect(start: Callable[[], object]) -> None:
@@ -45,6 +47,12 @@ def expect(start: Callable[[], object]) -> None:
     for module, function in _WITHOUT_LIFESPAN.items():
         if module in sys.modules:
             loaded(function)(start)
+
+
+def cycle(loop: asyncio.AbstractEventLoop) -> type | None:
+    """Return the class whose method `send` is, if its objects have `response_started`, `response_complete` and `default_headers`."""
+    found = [_see_to(function, loop) for module, function in _CYCLES.items() if module in sys.modules]
+    return next((kind for kind in found if isinstance(kind, type)), None)
 
 
 def attach(host: Any, loop: asyncio.AbstractEventLoop, grace: float) -> None:
@@ -76,9 +84,9 @@ def _tracking(host: Any, create: Callable[..., Any]) -> Callable[..., Any]:
     return create_server
 
 
-def _see_to(function: str, host: Any, loop: asyncio.AbstractEventLoop) -> object:
+def _see_to(function: str, *arguments: object) -> object:
     try:
-        return loaded(function)(host, loop)
+        return loaded(function)(*arguments)
     except Exception:  # what it looks at is another's, and may be gone in the next version: the rest holds all the same
         LOG.exception("%s does not know this version of the server, whose own limits may cut requests and jobs", function.partition(":")[0])
         return None

@@ -43,6 +43,17 @@ def attach(service: Any, loop: asyncio.AbstractEventLoop) -> None:
                 loaded(function)(service, loop, server)
 
 
+def cycle(loop: asyncio.AbstractEventLoop) -> type | None:
+    """Return the class of what answers one request, if it is as it was read; see asgiservers.cycle."""
+    for server in _servers(loop):
+        protocol = getattr(server.config, "http_protocol_class", None)  # a class of somebody else's is in another module
+        kind: type | None = getattr(sys.modules.get(getattr(protocol, "__module__", "")), "RequestResponseCycle", None)
+        looks_at = getattr(getattr(getattr(kind, "send", None), "__code__", None), "co_names", ())
+        if {"response_started", "response_complete", "default_headers"} <= set(looks_at):
+            return kind
+    return None
+
+
 def _servers(loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
     """Yield whose `serve()` some task is in, however deep: its signal handlers tell only in the main thread."""
     kind = sys.modules["uvicorn.server"].Server
