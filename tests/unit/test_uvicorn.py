@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+
+pytest.importorskip("uvicorn")
+
 import uvicorn
 from uvicorn.protocols.http import h11_impl
 
