@@ -33,6 +33,7 @@ INSIDE: Final = Inside()
 # Servers that do their own work in what an application sends: hypercorn's next request and idle timeout begin in the task of the last
 # one, and so do uvicorn's pipelined requests.
 _SERVERS: Final = ("hypercorn.", "uvicorn.")
+_known: Final[dict[int, Any]] = {}  # the code of their coroutines, by id: its hash takes long
 in_request: Final[contextvars.ContextVar[Inside | None]] = contextvars.ContextVar("requiem_in_request", default=None)
 
 
@@ -73,18 +74,18 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
     # With `context` by name: uvloop always gives it, and a dict for it would cost each request.
     def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Any = None, **kwargs: Any) -> Any:
         inside = in_request.get()
+        if inside is not None and _is_a_servers(coro):  # nor is what that begins
+            outside = contextvars.copy_context()
+            outside.run(in_request.set, None)
+            if factory is not None:  # it may not know what a context is
+                return outside.run(create, loop, coro, context, **kwargs)
+            inside, context = None, outside if context is None else context
         if inside is None and not kwargs and factory is None:  # a server's own, perhaps one for each request
             return Task(coro, loop=loop, context=context)
         if context is not None:
             kwargs["context"] = context
         if inside is None:
             return make(loop, coro, **kwargs)
-        if _is_a_servers(coro):
-            token = in_request.set(None)  # nor is what it begins
-            try:
-                return make(loop, coro, **kwargs)
-            finally:
-                in_request.reset(token)
         task = make(loop, coro, **kwargs)
         if isinstance(task, asyncio.Future) and not inside.takes(task):
             with contextlib.suppress(DrainingError):  # the loop is on its way out already
@@ -96,8 +97,15 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
 
 
 def _is_a_servers(coroutine: Any) -> bool:
+    code: Any = getattr(coroutine, "cr_code", None)
+    if id(code) in _known:  # one for each request; to ask for its frame makes an object of that
+        return True
     frame = getattr(coroutine, "cr_frame", None)
-    return frame is not None and frame.f_globals.get("__name__", "").startswith(_SERVERS)
+    if frame is None or not frame.f_globals.get("__name__", "").startswith(_SERVERS):
+        return False
+    if code is not None:
+        _known[id(code)] = code
+    return True
 
 
 def _label(task: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import importlib
 import sys
 from types import SimpleNamespace
@@ -96,6 +97,30 @@ def test_tasks_of_a_server_are_none(service: Service, module: str) -> None:
         return found
 
     assert asyncio.run(main()) == ()
+
+
+def plain(loop: asyncio.AbstractEventLoop, coro: Any) -> asyncio.Task[Any]:
+    """Make a task, as the factories of Python 3.10 did: without a word of contexts."""
+    return asyncio.Task(coro, loop=loop)
+
+
+@pytest.mark.parametrize("factory", [None, plain])
+def test_tasks_of_a_server_have_the_context(service: Service, factory: Any) -> None:
+    """What a server begins in the task of a request sees what it would see without us."""
+    seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen")
+    server: dict[str, Any] = {"__name__": "hypercorn.asyncio.tcp_server", "seen": seen, "in_request": in_request}
+    exec("async def idle(): return seen.get(), in_request.get()", server)
+
+    async def main() -> tuple[object, ...]:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(factory)
+        track_tasks(loop, service)
+        seen.set("the request's")
+        in_request.set(INSIDE)
+        found = await asyncio.create_task(server["idle"]())
+        return (*found, in_request.get())
+
+    assert asyncio.run(main()) == ("the request's", None, INSIDE)
 
 
 def test_gunicorn_that_cannot_be_held() -> None:
