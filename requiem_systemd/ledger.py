@@ -63,9 +63,9 @@ class More(Terms):
     def __init__(self, kind: str = JOB, drain_timeout: float | None = None, heartbeat_timeout: float | None = None) -> None:
         self.kind = kind
         if drain_timeout is not None:
-            self.drain_timeout = drain_timeout
+            self.drain_timeout: float | None = drain_timeout
         if heartbeat_timeout is not None:
-            self.heartbeat_timeout = heartbeat_timeout
+            self.heartbeat_timeout: float | None = heartbeat_timeout
 
 
 class Entry:
