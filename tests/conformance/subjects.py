@@ -55,8 +55,8 @@ HTTP: Final = (
     ),
     Subject(
         "uvicorn --workers",
-        ("{bin}/uvicorn", "asgi_app:app", "--workers", "2", "--port", "{port}"),
-        ("{bin}/uvicorn", "asgi_app:app", "--workers", "2", "--fd", "3"),
+        ("{bin}/uvicorn", "asgi_app:app", "--http", "h11", "--workers", "2", "--port", "{port}"),
+        ("{bin}/uvicorn", "asgi_app:app", "--http", "h11", "--workers", "2", "--fd", "3"),
         notify_access="all",
         workers=2,
         limits={"stops_accepting": "keeps the port open", "sigint_twice": "passes no second SIGINT"},

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 pytest.importorskip("uvicorn")
 
 import uvicorn
-from uvicorn.protocols.http import h11_impl
 
 from requiem_systemd.adapters.uvicorn import cycle
 from requiem_systemd.asgi import TrackRequests
 from requiem_systemd.service import Service
 
+#: Which of uvicorn's protocols serves.
+SETTINGS: Final[dict[str, Any]] = {}
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+
+
+@pytest.fixture(autouse=True, params=["h11", "httptools"])
+def _protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have either protocol serve."""
+    pytest.importorskip(request.param)
+    monkeypatch.setitem(SETTINGS, "http", request.param)
 
 
 @pytest.fixture
@@ -55,7 +64,7 @@ def middleware(app: Any) -> Any:
 @contextlib.asynccontextmanager
 async def served(app: Any, **settings: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Run a server, and yield a connection to it that has asked."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, http="h11", **settings))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **SETTINGS, **settings))
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - it has no event for this
         await asyncio.sleep(0)
@@ -177,8 +186,10 @@ def test_let_go(between: Any, steps: Any, status: bytes, caplog: pytest.LogCaptu
 
 def test_protocol_of_somebody_elses() -> None:
     """A protocol that is not uvicorn's own may know other things: it is not asked."""
+    own: Any = uvicorn.Config(answering(), **SETTINGS)
+    own.load()
 
-    class Theirs(h11_impl.H11Protocol):
+    class Theirs(own.http_protocol_class):  # type: ignore[misc]
         pass
 
     async def cycles(protocol: type) -> type | None:
@@ -191,5 +202,5 @@ def test_protocol_of_somebody_elses() -> None:
                     found.config.http_protocol_class = protocol
             return cycle(asyncio.get_running_loop())
 
-    assert asyncio.run(cycles(h11_impl.H11Protocol)) is h11_impl.RequestResponseCycle
+    assert asyncio.run(cycles(own.http_protocol_class)) is sys.modules[own.http_protocol_class.__module__].RequestResponseCycle
     assert asyncio.run(cycles(Theirs)) is None
