@@ -1,0 +1,3 @@
+"""Stands before the real one on the path: uvicorn does as if that were not installed."""
+
+raise ImportError
