@@ -10,7 +10,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from threading import get_ident
-from types import MethodType
 from typing import Any, Final, cast
 
 from requiem_systemd import journal
@@ -30,6 +29,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOG: Final = logging.getLogger("requiem_systemd")
 NEEDS_ASYNCIO: Final = "TrackRequests needs asyncio; start the server with an asyncio worker (hypercorn: --worker-class asyncio or uvloop, not trio)"
+_NOBODYS: Final = object()
 _KINDS: Final = {"http": REQUEST, "websocket": CONNECTION}
 
 
@@ -109,10 +109,16 @@ class Exchange(Whole):
 class Straight(Exchange):
     """One whose server knows how far its answer is: until the drain begins, the application has the server's own `send`.
 
-    Ours around it would cost a percent of what the server can do.
+    Ours around it would cost a percent of what the server can do; so would the mark of its tasks, which its connection has. `of` is an
+    attribute of a class that each TrackRequests makes.
     """
 
     __slots__ = ()
+
+    @property
+    def scope(self) -> Scope:  # type: ignore[override] # written by nobody else
+        """The request's."""
+        return cast("Scope", self._cycle.scope)
 
     @property
     def kind(self) -> str:  # type: ignore[override] # written by nobody else
@@ -126,7 +132,8 @@ class Straight(Exchange):
 
     @property
     def _cycle(self) -> Any:
-        return cast("MethodType", self.pass_on).__self__
+        send: Any = self.pass_on
+        return send.__self__
 
     def announce_end(self) -> None:
         """Have the server say that the connection ends with this answer, if it is still to begin."""
@@ -167,44 +174,48 @@ class TrackRequests:
         self._service = service
         self._hooks: object = None  # of the service as it was armed: a fork's child, and a closed one, has others
         self.ledger: Ledger = service.ledger
-        self._serving: Ledger | None = None  # the same, while a server runs this application
+        self._serving = False  # a server runs this application
+        self._straight: object = _NOBODYS  # the function of the server's own `send`, where that knows how far the answer is
+        self._entry: type[Straight] = type("Straight", (Straight,), {"__slots__": (), "of": self})
         self.loop: Any = None
         self.ident: int = 0  # of the loop's thread
-        self._cycle: type | None = None  # whose method the server's `send` is, where such know how far the answer is
         asgiservers.expect(self._start)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
-        ledger = self._serving
-        if ledger is None or scope["type"] != "http" or (self._health is not None and scope["path"] == self._health):
-            ledger = await self._seldom(scope, receive, send)
-            if ledger is None:
+        exchange: Exchange
+        token = None
+        if getattr(send, "__func__", None) is self._straight and scope["path"] != self._health:  # only HTTP's, and while a server runs it
+            exchange, sending = self._entry(), send
+        else:
+            if (not self._serving or scope["type"] != "http" or scope["path"] == self._health) and await self._seldom(scope, receive, send):
                 return
-        straight = type(send) is MethodType and type(send.__self__) is self._cycle
-        exchange = Straight() if straight else Exchange()
-        exchange.scope, exchange.pass_on, exchange.of = scope, send, self
-        clock, app = ledger.clock, self.app  # see Exchange.send
-        ledger.live[exchange] = clock()
+            exchange = Exchange()
+            exchange.scope, exchange.of = scope, self
+            sending, token = exchange.send, in_request.set(INSIDE)
+        exchange.pass_on = send
+        ledger, app = self.ledger, self.app  # see Exchange.send
+        clock, live = ledger.clock, ledger.live
+        live[exchange] = clock()
         if ledger.alert:
             if not await self._admits(exchange):
                 return
-            straight = False
-        token = in_request.set(INSIDE)
+            sending = exchange.send
         try:
-            await app(scope, receive, send if straight else exchange.send)
+            await app(scope, receive, sending)
         except asyncio.CancelledError:
             if not hasattr(exchange, "cut"):
                 raise
             await exchange.uncancel()
         finally:
-            if self._serving is None:  # a server has a context for each request, a test's client may go on in this one
-                in_request.reset(token)
-            ledger.live.pop(exchange, None)
+            live.pop(exchange, None)
             if ledger.alert:
                 ledger.left(exchange, was_in=True)
+            if token is not None and not self._serving:  # a server has a context for each request, a test's client may go on in this one
+                in_request.reset(token)
 
-    async def _seldom(self, scope: Scope, receive: Receive, send: Send) -> Ledger | None:
-        """Serve what is not tracked; for all else, return the ledger that is to track it."""
+    async def _seldom(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Serve what is not tracked, and say whether this was such; for all else, see to it that the service is armed."""
         kind = scope["type"]
         if kind == "lifespan":
             await self._lifespan(scope, receive, send)
@@ -213,10 +224,10 @@ class TrackRequests:
         elif self._health is not None and kind == "http" and scope["path"] == self._health:
             await self._answer_health(send)
         else:
-            if self._serving is None:
+            if not self._serving:
                 self._arm()  # asks for the running loop, which costs as much as a third of all this (CPython 3.11: getpid)
-            return self.ledger
-        return None
+            return False
+        return True
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -234,7 +245,7 @@ class TrackRequests:
     def _announce_ends(self) -> None:
         """Have the answers that are under way at the begin of the drain say that the connection ends; in the engine's thread."""
         for entry in list(self.ledger.live):
-            if type(entry) is Straight and entry.of is self:
+            if isinstance(entry, self._entry):
                 entry.announce_end()
 
     async def _answer_health(self, send: Send) -> None:
@@ -249,13 +260,12 @@ class TrackRequests:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": NEEDS_ASYNCIO})
             return
-        self._arm()
-        self._serving = self.ledger
+        self._serve()
         try:
             with self._service.keeping_main():  # the server makes it leave, after its own shutdown
                 await self._live(scope, receive, send)
         finally:
-            self._serving = None
+            self._serving, self._straight = False, _NOBODYS
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the application's lifespan on: its startup says READY=1, its shutdown waits for the jobs."""
@@ -273,6 +283,7 @@ class TrackRequests:
             started = True
             await send(message)
             if message["type"] == "lifespan.startup.complete":
+                self._straight = asgiservers.own_send(self.loop) or _NOBODYS
                 self._service.ready()
 
         try:
@@ -285,9 +296,12 @@ class TrackRequests:
 
     def _start(self) -> None:
         """Begin under a server that knows no lifespan; called in its loop."""
-        self._arm()
-        self._serving = self.ledger
+        self._serve()
         self._service.ready()
+
+    def _serve(self) -> None:
+        self._arm()
+        self._serving = True
 
     def _arm(self) -> None:
         loop = asyncio.get_running_loop()
@@ -300,7 +314,6 @@ class TrackRequests:
             self._service.arm(signals=False)
         self._service.hooks.loop = loop
         asgiservers.attach(self._service, loop, self._grace)
-        self._cycle = asgiservers.cycle(loop)
         self._service.engine.begun.then(self._announce_ends)
         if self._tasks:
             track_tasks(loop, self._service)

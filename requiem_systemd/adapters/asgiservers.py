@@ -38,8 +38,9 @@ _SERVERS: Final = {
 }
 # Servers that know no lifespan: the function gets what is to be called when they run.
 _WITHOUT_LIFESPAN: Final = {"daphne.server": "requiem_systemd.adapters.daphne:expect"}
-# Servers whose `send` is a method of what knows how far the answer is: the function gets the loop, and returns the class or None.
-_CYCLES: Final = {"uvicorn.server": "requiem_systemd.adapters.uvicorn:cycle"}
+# Servers whose `send` is a method of what knows how far the answer is, and whose connections are marked (see tasks.Unseen): the function
+# gets the loop, and returns that method's function or None.
+_SENDING: Final = {"uvicorn.server": "requiem_systemd.adapters.uvicorn:own_send"}
 
 
 def expect(start: Callable[[], object]) -> None:
@@ -49,10 +50,9 @@ def expect(start: Callable[[], object]) -> None:
             loaded(function)(start)
 
 
-def cycle(loop: asyncio.AbstractEventLoop) -> type | None:
-    """Return the class whose method `send` is, if its objects have `response_started`, `response_complete` and `default_headers`."""
-    found = [_see_to(function, loop) for module, function in _CYCLES.items() if module in sys.modules]
-    return next((kind for kind in found if isinstance(kind, type)), None)
+def own_send(loop: asyncio.AbstractEventLoop) -> object:
+    """Return the function of the `send` that applications get, if its `__self__` has `response_started`, `response_complete`, `default_headers`."""
+    return next(filter(None, (_see_to(function, loop) for module, function in _SENDING.items() if module in sys.modules)), None)
 
 
 def attach(host: Any, loop: asyncio.AbstractEventLoop, grace: float) -> None:

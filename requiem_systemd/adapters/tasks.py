@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 from asyncio import Task
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,9 +31,9 @@ class Inside:
 
 
 INSIDE: Final = Inside()
-# Servers that do their own work in what an application sends: hypercorn's next request and idle timeout begin in the task of the last
-# one, and so do uvicorn's pipelined requests.
-_SERVERS: Final = ("hypercorn.", "uvicorn.")
+# Servers that do their own work in what an application sends (hypercorn's next request and idle timeout begin in the task of the last
+# one), or in the context of a connection, where that is marked; and those whose connections are kept alive by tasks.
+_SERVERS: Final = ("hypercorn.", "uvicorn.", "websockets.")
 _known: Final[dict[int, Any]] = {}  # the code of their coroutines, by id: its hash takes long
 in_request: Final[contextvars.ContextVar[Inside | None]] = contextvars.ContextVar("requiem_in_request", default=None)
 
@@ -60,6 +61,30 @@ class Cut:
         if self._done and self._task is not None:
             self._task.uncancel()
         return self._done
+
+
+class Unseen:
+    """A loop, for a server that makes the tasks of its requests with it: they are no jobs, and its task factory is not asked.
+
+    In the context of a request that is marked already (see INSIDE), what such a task begins is a job all the same, at no cost to the request:
+    a variable that each sets in its context, and a function of ours for each task, cost a percent of what a server can do, either of them.
+    """
+
+    __slots__ = ("_loop", "call_later", "create_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.call_later = loop.call_later
+        self.create_task = functools.partial(Task, loop=loop)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
+def is_plain(loop: asyncio.AbstractEventLoop) -> bool:
+    """Say whether nobody else's factory makes the tasks of this loop."""
+    factory = loop.get_task_factory()
+    return factory is None or getattr(factory, "is_plain", False)
 
 
 def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
@@ -93,6 +118,7 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
         return task
 
     create.tracks_for = service  # type: ignore[attr-defined] # a function has attributes
+    create.is_plain = factory is None  # type: ignore[attr-defined]
     loop.set_task_factory(create)  # type: ignore[arg-type] # whatever keywords this Python's loop gives are passed on
 
 

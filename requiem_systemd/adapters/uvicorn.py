@@ -12,6 +12,7 @@ that holds the GIL is killed. While a parent stops, or waits for a worker that i
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import multiprocessing
 import sys
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from requiem_systemd import journal
 from requiem_systemd.adapters import loaded
-from requiem_systemd.adapters.tasks import latched
+from requiem_systemd.adapters.tasks import INSIDE, Unseen, in_request, is_plain, latched
 
 LOG: Final = logging.getLogger("requiem_systemd")
 # How long a connection that was idle may send one more request, where uvicorn stops without having been told to.
@@ -35,6 +36,8 @@ def attach(service: Any, loop: asyncio.AbstractEventLoop) -> None:
         server._captured_signals = _DealtWith(service)  # noqa: SLF001 - there is no other way to keep it from dying of them
         _lift_timeout(server.config)
         _drain_first(service, server)
+        for name in ("create_server", "create_unix_server"):
+            setattr(loop, name, _marking(loop, getattr(loop, name), server))
         if type(server.lifespan).__name__ == "LifespanOff":  # its module is loaded only where it is used
             _hold_without_lifespan(service, server.lifespan)
         _tell_of_parent(server.config)
@@ -43,15 +46,36 @@ def attach(service: Any, loop: asyncio.AbstractEventLoop) -> None:
                 loaded(function)(service, loop, server)
 
 
-def cycle(loop: asyncio.AbstractEventLoop) -> type | None:
-    """Return the class of what answers one request, if it is as it was read; see asgiservers.cycle."""
-    for server in _servers(loop):
-        protocol = getattr(server.config, "http_protocol_class", None)  # a class of somebody else's is in another module
-        kind: type | None = getattr(sys.modules.get(getattr(protocol, "__module__", "")), "RequestResponseCycle", None)
-        looks_at = getattr(getattr(getattr(kind, "send", None), "__code__", None), "co_names", ())
-        if {"response_started", "response_complete", "default_headers"} <= set(looks_at):
-            return kind
-    return None
+def own_send(loop: asyncio.AbstractEventLoop) -> object:
+    """Return the `send` of what answers one request; see asgiservers.own_send."""
+    return next((kind.send for server in _servers(loop) if (kind := _cycle(loop, server)) is not None), None)
+
+
+def _cycle(loop: asyncio.AbstractEventLoop, server: Any) -> Any:
+    """Return the class of what answers one request, if all is as it was read, and a request has its connection's context."""
+    protocol = getattr(server.config, "http_protocol_class", None)  # a class of somebody else's is in another module
+    kind: Any = getattr(sys.modules.get(getattr(protocol, "__module__", "")), "RequestResponseCycle", None)
+    looks_at = getattr(getattr(getattr(kind, "send", None), "__code__", None), "co_names", ())
+    parts = type(server).startup.__code__.co_consts
+    takes_loop = any("self" in getattr(part, "co_freevars", ()) and "_loop" in part.co_varnames for part in parts)
+    as_read = takes_loop and {"response_started", "response_complete", "default_headers"} <= set(looks_at)
+    return kind if as_read and is_plain(loop) and not getattr(server.config, "reset_contextvars", False) else None
+
+
+def _marking(loop: asyncio.AbstractEventLoop, create: Any, server: Any) -> Any:
+    """Return a loop's method that makes servers, with the context of each connection of this one marked; see tasks.Unseen."""
+
+    async def create_server(factory: Any, *args: Any, **kwargs: Any) -> Any:
+        ours = any(cell.cell_contents is server for cell in getattr(factory, "__closure__", None) or ())
+        if not ours or _cycle(loop, server) is None:
+            return await create(factory, *args, **kwargs)
+        token = in_request.set(INSIDE)
+        try:
+            return await create(functools.partial(factory, _loop=Unseen(loop)), *args, **kwargs)
+        finally:
+            in_request.reset(token)
+
+    return create_server
 
 
 def _servers(loop: asyncio.AbstractEventLoop) -> Iterator[Any]:

@@ -14,12 +14,18 @@ pytest.importorskip("uvicorn")
 
 import uvicorn
 
-from requiem_systemd.adapters.uvicorn import cycle
+from requiem_systemd.adapters.tasks import track_tasks
+from requiem_systemd.adapters.uvicorn import own_send
 from requiem_systemd.asgi import TrackRequests
 from requiem_systemd.service import Service
 
 #: Which of uvicorn's protocols serves.
 SETTINGS: Final[dict[str, Any]] = {}
+UPGRADE: Final = (
+    b"GET / HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+LEGACY: Final = pytest.mark.filterwarnings("ignore:.*implementation is deprecated", "ignore::DeprecationWarning")  # but it is still there
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
 
 
@@ -66,7 +72,7 @@ async def served(app: Any, **settings: Any) -> AsyncIterator[tuple[asyncio.Strea
     """Run a server, and yield a connection to it that has asked."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **SETTINGS, **settings))
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - it has no event for this
+    while not server.started and not serving.done():  # noqa: ASYNC110 - it has no event for this
         await asyncio.sleep(0)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.servers[0].sockets[0].getsockname()[1])
     writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
@@ -184,7 +190,7 @@ def test_let_go(between: Any, steps: Any, status: bytes, caplog: pytest.LogCaptu
     assert "Exception in ASGI application" not in caplog.text
 
 
-def test_protocol_of_somebody_elses() -> None:
+def test_protocol_of_somebody_elses(service: Service) -> None:
     """A protocol that is not uvicorn's own may know other things: it is not asked."""
     own: Any = uvicorn.Config(answering(), **SETTINGS)
     own.load()
@@ -192,7 +198,8 @@ def test_protocol_of_somebody_elses() -> None:
     class Theirs(own.http_protocol_class):  # type: ignore[misc]
         pass
 
-    async def cycles(protocol: type) -> type | None:
+    async def sending(protocol: type) -> object:
+        track_tasks(asyncio.get_running_loop(), service)
         async with served(answering(start, finish), lifespan="off") as (reader, _):
             await head(reader)
             for task in asyncio.all_tasks():
@@ -200,7 +207,100 @@ def test_protocol_of_somebody_elses() -> None:
                 found = coroutine.cr_frame.f_locals.get("self")
                 if isinstance(found, uvicorn.Server):
                     found.config.http_protocol_class = protocol
-            return cycle(asyncio.get_running_loop())
+            return own_send(asyncio.get_running_loop())
 
-    assert asyncio.run(cycles(own.http_protocol_class)) is sys.modules[own.http_protocol_class.__module__].RequestResponseCycle
-    assert asyncio.run(cycles(Theirs)) is None
+    assert asyncio.run(sending(own.http_protocol_class)) is sys.modules[own.http_protocol_class.__module__].RequestResponseCycle.send
+    assert asyncio.run(sending(Theirs)) is None
+
+
+def begins(jobs: list[str], *, service: Service) -> Callable[[Any], Awaitable[object]]:
+    """Return a step that begins a task, and notes what is in flight of it and, when that has ended, of nothing else."""
+
+    async def export() -> None:
+        await asyncio.sleep(0)
+
+    async def step(_: Any) -> None:
+        task = asyncio.create_task(export())
+        jobs.extend(job.label for job in service.in_flight() if job.kind == "job")
+        await task
+
+    return step
+
+
+@pytest.mark.parametrize("settings", [{}, {"reset_contextvars": True}], ids=["as it is", "reset_contextvars"])
+@pytest.mark.parametrize("between", [lambda app: app, middleware], ids=["uvicorn", "middleware"])
+def test_tasks_of_a_request(service: Service, between: Any, settings: Any) -> None:
+    """A task that a request begins is a job; the one that answers the request is none, nor a pipelined one's."""
+    jobs: list[str] = []
+
+    async def main() -> None:
+        app = TrackRequests(answering(begins(jobs, service=service), start, finish), service=service)
+        async with served(between(app), **settings) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2)
+            for _ in range(3):
+                await head(reader)
+
+    asyncio.run(main())
+    assert jobs == ["begins.<locals>.export"] * 3
+
+
+def test_tasks_under_a_factory_of_the_users(service: Service) -> None:
+    """So it is where the tasks are made by somebody else's factory."""
+    jobs: list[str] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(lambda loop, coro, **kwargs: asyncio.Task(coro, loop=loop, **kwargs))
+        async with served(TrackRequests(answering(begins(jobs, service=service), start, finish), service=service)) as (reader, _):
+            await head(reader)
+
+    asyncio.run(main())
+    assert jobs == ["begins.<locals>.export"]
+
+
+def test_tasks_of_other_servers_in_the_loop(service: Service) -> None:
+    """What a server that the application starts begins for its connections holds nothing."""
+    jobs: list[str] = []
+
+    async def converse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        jobs.extend(job.label for job in service.in_flight() if job.kind == "job")
+        writer.close()
+
+    async def main() -> None:
+        async with served(TrackRequests(answering(start, finish), service=service)) as (reader, _):
+            await head(reader)
+            other = await asyncio.start_server(converse, "127.0.0.1", 0)
+            theirs, ours = await asyncio.open_connection(*other.sockets[0].getsockname())
+            await theirs.read()
+            ours.close()
+            other.close()
+
+    asyncio.run(main())
+    assert jobs == []
+
+
+@pytest.mark.parametrize("ws", ["websockets-sansio", "wsproto", pytest.param("websockets", marks=LEGACY)])
+def test_tasks_of_a_websocket(service: Service, ws: str) -> None:
+    """A WebSocket holds as a connection; what the server itself begins for it is no job, what the application begins is."""
+    pytest.importorskip(ws.partition("-")[0])
+    held: list[tuple[str, str]] = []
+
+    async def export() -> None:
+        held.extend((job.kind, job.label) for job in service.in_flight())
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.create_task(export())
+        await send({"type": "websocket.close"})
+
+    async def main() -> None:
+        async with served(TrackRequests(app, service=service), ws=ws) as (_, first):
+            reader, writer = await asyncio.open_connection(*first.get_extra_info("peername"))
+            writer.write(UPGRADE)
+            assert b"101" in await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(2)
+            writer.close()
+
+    asyncio.run(main())
+    assert held == [("connection", "WEBSOCKET /"), ("job", "test_tasks_of_a_websocket.<locals>.export")]
