@@ -131,11 +131,12 @@ def _drain_first(service: Any, server: Any) -> None:
         await shutdown(*args, **kwargs)
 
     server.shutdown = drained
-    if server.config.limit_max_requests is not None:
+    limit = server.config.limit_max_requests
+    if limit is not None and limit < sys.maxsize:  # which is how gunicorn's worker writes that there is none
         _say(
             "uvicorn's --limit-max-requests=%s: after so many requests this process drains, and nobody is started in its place before its last job "
             "has ended; with long jobs leave it out",
-            server.config.limit_max_requests,
+            limit,
         )
 
 

@@ -160,6 +160,14 @@ def test_graceful_timeout_is_named(server: Server) -> None:
     assert "ended job" not in server.ended()
 
 
+@pytest.mark.parametrize("subject", [variant("gunicorn -k uvicorn_worker.UvicornWorker")], ids=str)
+def test_no_limit_is_named_where_none_is(server: Server) -> None:
+    """Gunicorn's worker gives uvicorn a limit of requests that nobody has set: nothing is said of it."""
+    server.start()
+    assert "graceful_timeout" in server.output
+    assert "max-requests" not in server.output
+
+
 @pytest.mark.parametrize("subject", [subject for subject in ASGI if not subject.workers], ids=str)
 def test_sigterm_in_the_exit(server: Server) -> None:
     """A SIGTERM that comes when the server has put back its own handlers cuts nothing off either."""
