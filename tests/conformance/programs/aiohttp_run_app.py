@@ -1,5 +1,6 @@
 """aiohttp's own way to run an application."""
 
+import os
 import sys
 
 from aiohttp import web
@@ -8,7 +9,8 @@ import requiem_systemd as requiem
 from aiohttp_app import make
 
 app = make()
-requiem.track_socket(app)
+if "PLAIN" not in os.environ:
+    requiem.track_socket(app)
 if sys.argv[1:]:
     web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), shutdown_timeout=0.5, print=None)
 else:

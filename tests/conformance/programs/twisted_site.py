@@ -1,5 +1,6 @@
 """A Twisted site; what is ours is the line that tracks its port, `track` on what is a job, and the resource of the health path."""
 
+import os
 import sys
 
 from twisted.internet import defer, reactor, task
@@ -164,7 +165,8 @@ if sys.argv[1:]:
 else:
     listener = requiem.listener("http")
     port = reactor.adoptStreamPort(listener.fileno(), listener.family, site)
-requiem.track_socket(port)
+if "PLAIN" not in os.environ:
+    requiem.track_socket(port)
 record("startup")
 reactor.addSystemEventTrigger("before", "shutdown", shutdown)
 reactor.callWhenRunning(requiem.ready)
