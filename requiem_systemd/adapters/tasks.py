@@ -74,8 +74,8 @@ class Unseen:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.call_later = loop.call_later
-        self.create_task = functools.partial(Task, loop=loop)
+        self.call_later: Any = loop.call_later
+        self.create_task: Any = functools.partial(Task, loop=loop)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
