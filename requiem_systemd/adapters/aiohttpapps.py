@@ -8,7 +8,9 @@
   ledger is empty, in the stead of its signal handlers; where somebody else raises it before, it is kept back until then.
 - Under a runner all that is yours: `initialize()` or `aio.run`, `ready()` when its sites are started, `runner.cleanup()` at the end.
 - `app.router.add_get("/health", requiem_systemd.adapters.aiohttpapps.health)` answers 200, from the begin of the drain 503, and holds nothing.
-- Answers of a `ServerRunner`'s handler that were prepared by itself do not say that their connection ends; it does all the same.
+
+A request is met where its connection has its task run (`RequestHandler._handle_request`, read from aiohttp 3.8 to 3.14): a middleware, a signal
+at each answer and a callback of each task would cost a third of what such a server can do.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from requiem_systemd.adapters.asgiservers import keep_backlog
-from requiem_systemd.adapters.connections import Connections, RequestName
-from requiem_systemd.adapters.tasks import INSIDE, Cut, in_request, latched, track_tasks
+from requiem_systemd.adapters.connections import Connections, Request, RequestName
+from requiem_systemd.adapters.tasks import Inside, in_request, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.gate import SIGNALS, name_of
 from requiem_systemd.hooks import running_loop
@@ -36,8 +38,6 @@ def application(service: Any, app: Any, grace: float) -> None:
         msg = "track_socket(Application): the application is set up already; call it before run_app() or runner.setup()"
         raise RuntimeError(msg)
     tracked = App(service, grace, lambda handler: getattr(handler, "__self__", None) is app)
-    app.middlewares.insert(0, _middleware(tracked))
-    app.on_response_prepare.append(tracked.preparing)
     app.on_startup.insert(0, tracked.starting)
     app.on_shutdown.insert(0, tracked.shutting_down)
 
@@ -53,33 +53,90 @@ def server_runner(service: Any, runner: Any, grace: float) -> None:
     if loop is None:
         msg = "track_socket(ServerRunner): call it in the server's event loop"
         raise RuntimeError(msg)
-    server = runner._web_server  # noqa: SLF001 - runner.server is None before setup()
-    theirs = server.request_handler
-
-    async def handle(request: Any) -> Any:
-        response = await tracked.handle(request, theirs)
-        if service.draining() and response is not None:
-            response.force_close()
-        return response
-
-    server.request_handler = handle
-    tracked = App(service, grace, lambda handler: handler is handle)
-    tracked.watch(loop)
+    theirs = runner._web_server.request_handler  # noqa: SLF001 - runner.server is None before setup()
+    App(service, grace, lambda handler: handler is theirs).watch(loop)
 
 
-async def health(_request: Any) -> Any:
-    """Stand for the health path in a route; it is answered before it comes here."""
-    msg = "aiohttpapps.health answers for an application that is tracked; call track_socket(app) before run_app()"
-    raise RuntimeError(msg)
+async def health(request: Any) -> Any:
+    """Answer for the health path, in a route: 200, from the begin of the drain 503. It holds nothing."""
+    answer = in_request.get()
+    if not isinstance(answer, Answer):
+        msg = "aiohttpapps.health answers for an application that is tracked; call track_socket(app) before run_app()"
+        raise RuntimeError(msg)  # noqa: TRY004 - nothing is wrong with the request
+    del request
+    return answer.of.answer_health(answer)
 
 
-def _middleware(tracked: App) -> Any:
-    async def track(request: Any, handler: Any) -> Any:
-        if request.match_info.handler is health:
-            return tracked.answer_health()
-        return await tracked.handle(request, handler)
+class Answer(Request, Inside):
+    """One request, while the task runs that answers it and writes the answer out."""
 
-    return _web().middleware(track)
+    __slots__ = ("cutting", "of", "request")
+
+    of: App
+    request: Any
+    cutting: bool  # set: its task was cancelled by us
+
+    def __str__(self) -> str:
+        request = self.request
+        resource = getattr(getattr(getattr(request, "match_info", None), "route", None), "resource", None)
+        return str(RequestName(request.method, request.path, resource and resource.canonical))
+
+    @property
+    def kind(self) -> str:  # type: ignore[override] # written by nobody else
+        """What it counts as."""
+        return CONNECTION if self.request.headers.get("Upgrade", "").lower() == "websocket" else REQUEST
+
+    def let_go(self, owner: object = None) -> None:
+        """Cancel it: see Terms."""
+        del owner
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            self.owner.get_loop().call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if not self.owner.done():
+            self.cutting = True
+            self.owner.cancel()
+
+    def may_still_answer(self) -> bool:
+        """Say whether it was cancelled by us with nothing answered; then it goes on."""
+        if not hasattr(self, "cutting") or self.request.writer.output_size or self.kind == CONNECTION:
+            return False
+        self.owner.uncancel()
+        return True
+
+    def announce_end(self) -> None:
+        """Have its answer say that the connection ends, if that is still to begin (RFC 9112, 9.6); in any thread."""
+        self.request._message = self.request._message._replace(should_close=True)  # noqa: SLF001 - it is asked when the answer is prepared
+
+
+def _watched(kind: Any, app: App) -> type:
+    """Make the subclass of a class of connections whose requests an application hears of."""
+    handle, current, connections, loop = kind._handle_request, asyncio.current_task, app.connections, app.loop  # noqa: SLF001 - see the top
+
+    class Watched(kind):  # type: ignore[misc] # of whatever class there is
+        __slots__ = ()
+
+        async def _handle_request(self, request: Any, start_time: Any, request_handler: Any) -> Any:
+            answer = Answer()
+            answer.of, answer.request, answer.owner = app, request, current(loop)
+            in_request.set(answer)  # it has a task, and so a context, of its own
+            try:
+                connections.enter(answer, self)
+            except DrainingError:
+                return await handle(self, request, start_time, _say_stopped)
+            if app.draining():
+                answer.announce_end()
+            try:
+                return await handle(self, request, start_time, request_handler)
+            except asyncio.CancelledError:
+                if self._handler_waiter is not None or not answer.may_still_answer():
+                    raise
+                return await handle(self, request, start_time, _say_stopped)
+            finally:
+                connections.leave(answer)
+
+    Watched.__name__, Watched.__qualname__, Watched.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    return Watched
 
 
 class App:
@@ -90,8 +147,9 @@ class App:
         self._service = service
         self._grace = grace
         self._is_ours = is_ours
-        self._connections: Connections
-        self._cuts: set[Cut] = set()
+        self.connections: Connections
+        self.loop: Any = None
+        self._watched: dict[type, type] = {}
         self._managers: list[Any] = []
         self._run_app: Any = None
         self._leaving = False
@@ -132,7 +190,8 @@ class App:
 
     def watch(self, loop: Any) -> None:
         """Take note of the listeners that are made for it in a loop, of its connections, and of the tasks of its requests."""
-        self._connections = Connections(self._service, "aiohttp", self._grace, loop.call_soon_threadsafe, loop.call_later)
+        self.loop = loop
+        self.connections = Connections(self._service, "aiohttp", self._grace, loop.call_soon_threadsafe, loop.call_later)
         track_tasks(loop, self._service)
         for name in ("create_server", "create_unix_server"):
             if hasattr(loop, name):
@@ -142,11 +201,12 @@ class App:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._stopped)
 
+        self._service.engine.begun.then(self._announce_ends)
         self._service.engine.stopped.then(stopped)
 
     def _stopped(self) -> None:
-        for cut in tuple(self._cuts):  # abandoned: cleanup() would wait for them, for shutdown_timeout
-            cut()
+        for answer in self.connections.requests():  # abandoned: cleanup() would wait for them, for shutdown_timeout
+            answer.let_go(None)
         if self._run_app is not None and not self._leaving:
             self._leaving = True
             raise _web().GracefulExit
@@ -180,60 +240,35 @@ class App:
 
         def connection_made(protocol: Any, transport: Any) -> None:
             made(protocol, transport)
-            self._connections.opened(protocol, transport.get_extra_info("socket"), protocol.force_close)
+            kind: Any = type(protocol)
+            if kind not in self._watched:
+                self._watched[kind] = _watched(kind, self)
+            protocol.__class__ = self._watched[kind]
+            self.connections.opened(protocol, transport.get_extra_info("socket"), protocol.force_close)
 
         def connection_lost(protocol: Any, error: BaseException | None = None) -> None:
             lost(protocol, error)
-            self._connections.closed(protocol)
+            self.connections.closed(protocol)
 
         manager.connection_made, manager.connection_lost = connection_made, connection_lost
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    async def handle(self, request: Any, handler: Any) -> Any:
-        """Answer a request while it holds the stop; till its task has ended, which writes the answer out."""
-        kind = CONNECTION if request.headers.get("Upgrade", "").lower() == "websocket" else REQUEST
-        cut, task = Cut(), asyncio.current_task()
-        try:
-            tracked = self._connections.request(request.protocol, _name(request), kind, cut=cut, owner=task)
-        except DrainingError:
-            return _stopped()
+    def draining(self) -> bool:
+        """Say whether the drain has begun."""
+        return self._service.ledger.began is not None
 
-        def over(_: object) -> None:
-            self._cuts.discard(cut)
-            tracked.done()
+    def _announce_ends(self) -> None:
+        for answer in self.connections.requests():  # in the engine's thread
+            if isinstance(answer, Answer):
+                answer.announce_end()
 
-        self._cuts.add(cut)
-        if task is not None:  # there is one: this is a coroutine function that aiohttp calls
-            task.add_done_callback(over)
-        token = in_request.set(INSIDE)
-        try:
-            return await handler(request)
-        except asyncio.CancelledError:
-            if request.writer.output_size or kind == CONNECTION or not cut.uncancel():
-                raise
-            return _stopped()
-        finally:
-            in_request.reset(token)
-
-    async def preparing(self, request: Any, response: Any) -> None:
-        """on_response_prepare: say that the connection ends with this answer (RFC 9112, 9.6)."""
-        if self._service.draining() and response.status != 101:
-            response.force_close()
-            if request.version >= (1, 1):
-                response.headers["Connection"] = "close"
-
-    def answer_health(self) -> Any:
-        """Answer for the health path."""
-        draining = self._service.draining()
+    def answer_health(self, answer: Answer) -> Any:
+        """Answer for the health path, which holds nothing."""
+        self.connections.leave(answer)
+        draining = self.draining()
         text = "draining\n" if draining else "ok\n"
         return _web().Response(status=503 if draining else 200, text=text, headers={"Cache-Control": "no-store"})
-
-
-def _name(request: Any) -> object:
-    """Return a request's label: method and route template, else method and first path segment."""
-    resource = getattr(getattr(getattr(request, "match_info", None), "route", None), "resource", None)
-    return RequestName(request.method, request.path, resource and resource.canonical)
 
 
 def _web() -> Any:
@@ -242,7 +277,7 @@ def _web() -> Any:
     return web
 
 
-def _stopped() -> Any:
+async def _say_stopped(_request: Any) -> Any:
     """Answer in the stead of a handler that was cancelled, or that the exit would cut off."""
     response = _web().Response(status=503, text="stopped\n")
     response.force_close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from requiem_systemd.adapters.lines import silence
 from requiem_systemd.errors import DrainingError
-from requiem_systemd.ledger import CONNECTION, REQUEST, More, Record
+from requiem_systemd.ledger import CONNECTION, REQUEST, Ledger, More, Record, Whole
 from requiem_systemd.report import first_segment
 
 if TYPE_CHECKING:
@@ -35,30 +35,26 @@ class Line:
         self.since: float = time.monotonic()
 
 
-class Request(More):
-    """One request, from its begin to `done()`; its kind may become another on the way. `cut` makes an end of it, from any thread."""
+class Request(Whole):
+    """One request, from `enter` to `leave`: what the ledger has and shows of it. `called` is what its label is made of.
 
-    def __init__(self, kind: str, cut: Callable[[], object], connections: Connections, line: Line | None) -> None:
-        """Store."""
-        super().__init__(kind)
-        self.record: Record
-        self._cut = cut
-        self._connections = connections
-        self._line = line
+    Its kind may become another on the way. One object with slots and no `__init__`, as asgi.Exchange is and for the same reason.
+    """
+
+    __slots__ = ("called", "cut", "kind", "line")
+
+    called: object
+    cut: Callable[[], object]
+    kind: str
+    line: Line | None
+
+    def __str__(self) -> str:
+        return str(self.called)
 
     def let_go(self, owner: object) -> None:
-        """See More."""
+        """Make an end of it: see Terms."""
         del owner
-        self._cut()
-
-    def name(self, name: object) -> None:
-        """Say what it is, where that is known later than its begin."""
-        self.record.name = name
-
-    def done(self) -> None:
-        """It is over. Again: nothing."""
-        self._connections.ended(self, self._line)
-        self._connections.service.ledger.leave(self.record)
+        self.cut()
 
 
 class Connections:
@@ -72,6 +68,7 @@ class Connections:
     ) -> None:
         """Have the drain see to them."""
         self.service = service
+        self._ledger: Ledger = service.ledger
         self._label = label
         self._grace = grace
         self._post = post
@@ -99,31 +96,49 @@ class Connections:
         """A connection has ended, and so have its requests."""
         line = self._lines.get(key)
         for request in tuple(line.requests) if line is not None else ():
-            request.done()
+            self.leave(request)
         self.closed(key)
 
     def __contains__(self, key: object) -> bool:
         """Say whether a connection is known."""
         return key in self._lines
 
-    def request(self, key: object, name: object, kind: str = REQUEST, *, cut: Callable[[], object], owner: object = None) -> Request:
+    def request(self, key: object, called: object, kind: str = REQUEST, *, cut: Callable[[], object]) -> Request:
         """Begin a request; `cut` is called, in any thread, when its time has run out. DrainingError once the service has stopped."""
-        line = self._lines.get(key)
-        request = Request(kind, cut, self, line)
-        request.record = Record(name, owner)
-        request.record.more = request
-        self.service.ledger.enter(request.record)
-        if line is not None:
-            line.requests.add(request)
-            self._sweep_if_draining()
+        request = Request()
+        request.called, request.kind, request.cut, request.owner = called, kind, cut, None
+        self.enter(request, key)
         return request
 
-    def ended(self, request: Request, line: Line | None) -> None:
-        """A request is over; its connection holds before it ceases to."""
+    def enter(self, request: Request, key: object) -> None:
+        """Begin a request on a connection. DrainingError once the service has stopped."""
+        ledger = self._ledger
+        line = request.line = self._lines.get(key)
+        clock = ledger.clock
+        ledger.live[request] = clock()
+        if ledger.alert:
+            ledger.check(request)
+        if line is not None:
+            line.requests.add(request)
+            if self._began is not None:
+                self._sweep()
+
+    def leave(self, request: Request) -> None:
+        """A request is over; its connection holds before it ceases to. Again: nothing."""
+        line = request.line
         if line is not None and request in line.requests:
             line.requests.discard(request)
             line.since = time.monotonic()
-            self._sweep_if_draining()
+            if self._began is not None:
+                self._sweep()
+        ledger = self._ledger
+        ledger.live.pop(request, None)
+        if ledger.alert:
+            ledger.wake()
+
+    def requests(self) -> list[Request]:
+        """Return those that are under way on known connections; from any thread."""
+        return [request for line in list(self._lines.values()) for request in tuple(line.requests)]
 
     # -- the drain -----------------------------------------------------------------------------------------------------
 
@@ -181,13 +196,13 @@ class Connections:
         record = Record(f"connections at {self._label}", None)
         record.more = More(CONNECTION)
         with contextlib.suppress(DrainingError):  # stopped: nothing is held any more
-            self.service.ledger.enter(record)
+            self._ledger.enter(record)
             self._record = record
 
     def _release(self) -> None:
         record, self._record = self._record, None
         if record is not None:
-            self.service.ledger.leave(record)
+            self._ledger.leave(record)
 
 
 class RequestName:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Inside:
     """Stands in the context for a request that is under way."""
 
+    __slots__ = ()
+
     def takes(self, task: Any) -> bool:
         """Say whether a new task is the request itself, which holds the stop by other means."""
         del task
@@ -36,31 +38,6 @@ INSIDE: Final = Inside()
 _SERVERS: Final = ("hypercorn.", "uvicorn.", "websockets.")
 _known: Final[dict[int, Any]] = {}  # the code of their coroutines, by id: its hash takes long
 in_request: Final[contextvars.ContextVar[Inside | None]] = contextvars.ContextVar("requiem_in_request", default=None)
-
-
-class Cut:
-    """Cancels the task that made it, when called from any thread; knows whether it has."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._done = False
-
-    def __call__(self) -> None:
-        """Cancel it."""
-        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-            self._loop.call_soon_threadsafe(self._cancel)
-
-    def _cancel(self) -> None:
-        if self._task is not None and not self._task.done():
-            self._done = True
-            self._task.cancel()
-
-    def uncancel(self) -> bool:
-        """Take the cancellation back; False: it was not ours."""
-        if self._done and self._task is not None:
-            self._task.uncancel()
-        return self._done
 
 
 class Unseen:

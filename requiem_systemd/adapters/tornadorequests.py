@@ -139,12 +139,12 @@ class Exchange(Inside):
 
     def _settle(self) -> None:
         if self._request is not None and self._answered and (self.task is None or self.task.done()):
-            self._request.done()
+            self._server.connections.leave(self._request)
 
     def untrack(self) -> bool:
         """Hold nothing from now on; say whether the drain has begun."""
         if self._request is not None:
-            self._request.done()
+            self._server.connections.leave(self._request)
         return bool(self._server.service.draining())
 
     def _let_go(self) -> None:

@@ -67,7 +67,7 @@ class Exchange:
         """Name it by method and first path segment; see whether it is a WebSocket's."""
         if self._request is None:
             return
-        self._request.name(RequestName(command.decode("latin-1"), path.decode("latin-1").partition("?")[0]))
+        self._request.called = RequestName(command.decode("latin-1"), path.decode("latin-1").partition("?")[0])
         if (request.getHeader(b"Upgrade") or b"").lower() == b"websocket":
             self._request.kind = CONNECTION
 
@@ -80,7 +80,7 @@ class Exchange:
     def done(self) -> None:
         """It is over. Again: nothing."""
         if self._request is not None:
-            self._request.done()
+            self._site.connections.leave(self._request)
 
     def untrack(self) -> bool:
         """Hold nothing from now on; say whether the drain has begun."""

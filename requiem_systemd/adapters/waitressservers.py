@@ -169,7 +169,7 @@ def _tracked(kind: Any, door: WaitressDoor) -> type:
             """Say whether it is to be read from; asked once a turn of each connection there is, idle ones too: without super()."""
             if self.requiem_request is not None and self.requiem_idle():
                 request, self.requiem_request = self.requiem_request, None
-                request.done()
+                self.requiem_door.connections.leave(request)
             return theirs(self)
 
     return Channel
@@ -227,7 +227,7 @@ class _Channel:
         went: bool = super().received(data)  # type: ignore[misc] # the class of channels
         if self.requests:
             request = self.requests[0]
-            self.requiem_request.name(RequestName(request.command, request.path))
+            self.requiem_request.called = RequestName(request.command, request.path)
         return went
 
     def del_channel(self: Any, *args: Any) -> None:

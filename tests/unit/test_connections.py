@@ -95,7 +95,7 @@ def test_busy_connection_holds_by_its_request_alone() -> None:
         turns.turn()
         assert [(info.kind, info.label) for info in service.in_flight()] == [("request", "GET /a/…")]
         assert closed == []
-        request.done()
+        connections.leave(request)
         assert [info.kind for info in service.in_flight()] == ["connection"]
         assert closed == ["key"]
         connections.closed("key")
