@@ -36,7 +36,8 @@ INSIDE: Final = Inside()
 # Servers that do their own work in what an application sends (hypercorn's next request and idle timeout begin in the task of the last
 # one), or in the context of a connection, where that is marked; and those whose connections are kept alive by tasks.
 _SERVERS: Final = ("hypercorn.", "uvicorn.", "websockets.")
-_known: Final[dict[int, Any]] = {}  # the code of their coroutines, by id: its hash takes long
+# The code of coroutines, by id (its hash takes long), and whether it is such a server's: to ask for a frame makes an object of that.
+_known: Final[dict[int, tuple[Any, bool]]] = {}
 in_request: Final[contextvars.ContextVar[Inside | None]] = contextvars.ContextVar("requiem_in_request", default=None)
 
 
@@ -101,14 +102,14 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
 
 def _is_a_servers(coroutine: Any) -> bool:
     code: Any = getattr(coroutine, "cr_code", None)
-    if id(code) in _known:  # one for each request; to ask for its frame makes an object of that
-        return True
+    known = _known.get(id(code))
+    if known is not None:
+        return known[1]
     frame = getattr(coroutine, "cr_frame", None)
-    if frame is None or not frame.f_globals.get("__name__", "").startswith(_SERVERS):
-        return False
+    found = frame is not None and frame.f_globals.get("__name__", "").startswith(_SERVERS)
     if code is not None:
-        _known[id(code)] = code
-    return True
+        _known[id(code)] = code, found
+    return found
 
 
 def _label(task: Any) -> str:

@@ -11,7 +11,7 @@ from requiem_systemd.errors import DrainingError
 from requiem_systemd.ledger import CONNECTION, JOB, REQUEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
 
 def health() -> type:
@@ -42,6 +42,15 @@ class HttpServer:
         self._theirs = server.start_request, server.on_close
         server.start_request, server.on_close = self._start_request, self._on_close
         track_tasks(loop, service)
+        service.engine.begun.then(self._begun)
+
+    def _begun(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._announce_ends)
+
+    def _announce_ends(self) -> None:
+        for exchange in list(self._exchanges.values()):
+            exchange.announce_end()
 
     def _start_request(self, line: Any, message: Any) -> Any:
         """A connection waits for its first or next request."""
@@ -93,29 +102,26 @@ class Exchange(Inside):
         except DrainingError:  # stopped: the exit would cut the answer off
             self._stream.close()
             return None
-        self._announce()
-        with self._inside():
-            return self._delegate.headers_received(start_line, headers)
+        if self._server.service.draining():
+            self.announce_end()
+        return self._inside(self._delegate.headers_received, start_line, headers)
 
     def data_received(self, chunk: bytes) -> Any:
         """A part of its body."""
-        with self._inside():
-            return self._delegate.data_received(chunk)
+        return self._inside(self._delegate.data_received, chunk)
 
     def finish(self) -> None:
         """It is here as a whole."""
-        with self._inside():
-            self._delegate.finish()
+        self._inside(self._delegate.finish)
 
     def on_connection_close(self) -> None:
         """Its connection was closed before that."""
         self._delegate.on_connection_close()
 
-    @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
+    def _inside(self, tell: Callable[..., Any], *arguments: Any) -> Any:
         token, self._entering = in_request.set(self), True
         try:
-            yield
+            return tell(*arguments)
         finally:
             self._entering = False
             in_request.reset(token)
@@ -125,7 +131,7 @@ class Exchange(Inside):
         if not self._entering or self.task is not None:
             return False
         self.task = task
-        task.add_done_callback(lambda _: self._settle())
+        task.add_done_callback(self._settle)
         return True
 
     # -- its end -------------------------------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ class Exchange(Inside):
             self._request.kind = JOB
         self._settle()
 
-    def _settle(self) -> None:
+    def _settle(self, _task: object = None) -> None:
         if self._request is not None and self._answered and (self.task is None or self.task.done()):
             self._server.connections.leave(self._request)
 
@@ -156,13 +162,8 @@ class Exchange(Inside):
             self.task.cancel()
         self._stream.close()
 
-    def _announce(self) -> None:
-        """Have its answer say that the connection ends, if it is given in the drain (RFC 9112, 9.6)."""
-        theirs = self.message.write_headers
-
-        def write_headers(start_line: Any, headers: Any, chunk: bytes | None = None) -> Any:
-            if self._server.service.draining() and start_line.code != 101:
-                self.message._disconnect_on_finish = True  # noqa: SLF001 - nothing else ends it after this answer
-            return theirs(start_line, headers, chunk)
-
-        self.message.write_headers = write_headers
+    def announce_end(self) -> None:
+        """Have its answer say that the connection ends, if that is still to begin (RFC 9112, 9.6)."""
+        request, message = self._request, self.message
+        if request is not None and request.kind == REQUEST and message._response_start_line is None:  # noqa: SLF001 - nothing else tells
+            message._disconnect_on_finish = True  # noqa: SLF001 - nor does anything else end it after this answer
