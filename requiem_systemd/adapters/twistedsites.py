@@ -52,23 +52,41 @@ class Site:
         return request
 
 
+class Name:
+    """A request's label, made when somebody asks."""
+
+    __slots__ = ("_command", "_path")
+
+    def __init__(self, command: bytes, path: bytes) -> None:
+        """Store."""
+        self._command = command
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(RequestName(self._command.decode("latin-1"), self._path.decode("latin-1").partition("?")[0]))
+
+
 class Exchange:
     """One request."""
+
+    __slots__ = ("_request", "_site", "_transport")
 
     def __init__(self, site: Site, transport: Any) -> None:
         """Begin it: its first line is here."""
         self._site = site
         self._transport = transport
         self._request: Any = None
-        with contextlib.suppress(DrainingError):  # stopped: the reactor is about to end
+        try:
             self._request = site.connections.request(transport, "request", cut=self._let_go)
+        except DrainingError:  # stopped: the reactor is about to end
+            return
 
     def received(self, request: Any, command: bytes, path: bytes) -> None:
         """Name it by method and first path segment; see whether it is a WebSocket's."""
         if self._request is None:
             return
-        self._request.called = RequestName(command.decode("latin-1"), path.decode("latin-1").partition("?")[0])
-        if (request.getHeader(b"Upgrade") or b"").lower() == b"websocket":
+        self._request.called = Name(command, path)
+        if request.requestHeaders.hasHeader(b"upgrade") and request.getHeader(b"upgrade").lower() == b"websocket":
             self._request.kind = CONNECTION
 
     def announce(self, request: Any) -> None:
@@ -100,16 +118,16 @@ def _tracked(kind: type) -> type:
     class Tracked(base):  # type: ignore[misc] # of whatever class there is
         def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:  # noqa: N802 - Twisted's name
             self.requiem.received(self, command, path)
-            super().requestReceived(command, path, version)
+            base.requestReceived(self, command, path, version)
 
         def write(self, data: bytes) -> None:
             if not self.startedWriting:
                 self.requiem.announce(self)
-            super().write(data)
+            base.write(self, data)
 
         def finish(self) -> Any:
             try:
-                return super().finish()
+                return base.finish(self)
             finally:
                 self.requiem.done()
 
