@@ -18,9 +18,8 @@ LOG: Final = logging.getLogger("requiem_systemd")
 class Clock:
     """The system's monotonic clock; `testing.FakeClock` is the other one."""
 
-    def now(self) -> float:
-        """Return seconds on a clock that never goes back."""
-        return time.monotonic()
+    #: Returns seconds on a clock that never goes back. The built-in itself: each tracker calls it, and a method costs as much as the rest.
+    now: Callable[[], float] = staticmethod(time.monotonic)
 
     def select(self, selector: selectors.BaseSelector, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait for descriptors; at most `timeout` seconds."""
