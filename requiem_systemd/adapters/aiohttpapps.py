@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from requiem_systemd.adapters.asgiservers import keep_backlog
@@ -26,7 +27,7 @@ from requiem_systemd.adapters.tasks import Inside, in_request, latched, track_ta
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.gate import SIGNALS, name_of
 from requiem_systemd.hooks import running_loop
-from requiem_systemd.ledger import CONNECTION, REQUEST
+from requiem_systemd.ledger import CONNECTION, REQUEST, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,9 +69,9 @@ async def health(request: Any) -> Any:
 
 
 class Answer(Request, Inside):
-    """One request, while the task runs that answers it and writes the answer out."""
+    """One request, while the task runs that answers it and writes the answer out. `of` is an attribute of a class that each App makes."""
 
-    __slots__ = ("cutting", "of", "request")
+    __slots__ = ("cutting", "request")
 
     of: App
     request: Any
@@ -111,21 +112,20 @@ class Answer(Request, Inside):
 
 def _watched(kind: Any, app: App) -> type:
     """Make the subclass of a class of connections whose requests an application hears of."""
-    handle, current, connections, loop = kind._handle_request, asyncio.current_task, app.connections, app.loop  # noqa: SLF001 - see the top
+    handle, ledger, loop = kind._handle_request, app.ledger, app.loop  # noqa: SLF001 - see the top
+    make: Any = type("Answer", (Answer,), {"__slots__": (), "of": app})
 
     class Watched(kind):  # type: ignore[misc] # of whatever class there is
         __slots__ = ()
 
         async def _handle_request(self, request: Any, start_time: Any, request_handler: Any) -> Any:
-            answer = Answer()
-            answer.of, answer.request, answer.owner = app, request, current(loop)
-            in_request.set(answer)  # it has a task, and so a context, of its own
-            try:
-                connections.enter(answer, self)
-            except DrainingError:
+            answer = make()
+            answer.request, answer.owner = request, _current(loop)
+            clock, live = ledger.clock, ledger.live  # on its own: see asgi.Exchange.send
+            live[answer] = clock()
+            if ledger.alert and not app.admits(answer):
                 return await handle(self, request, start_time, _say_stopped)
-            if app.draining():
-                answer.announce_end()
+            in_request.set(answer)  # it has a task, and so a context, of its own
             try:
                 return await handle(self, request, start_time, request_handler)
             except asyncio.CancelledError:
@@ -133,7 +133,11 @@ def _watched(kind: Any, app: App) -> type:
                     raise
                 return await handle(self, request, start_time, _say_stopped)
             finally:
-                connections.leave(answer)
+                if not ledger.alert:
+                    live.pop(answer, None)
+                if ledger.alert:  # where it was before, the connection holds before the request ceases to
+                    app.connections.leave(answer)
+                answer.owner = None  # whose context has it: a cycle, which the collector would have to find
 
     Watched.__name__, Watched.__qualname__, Watched.__module__ = kind.__name__, kind.__qualname__, kind.__module__
     return Watched
@@ -147,6 +151,7 @@ class App:
         self._service = service
         self._grace = grace
         self._is_ours = is_ours
+        self.ledger: Ledger = service.ledger
         self.connections: Connections
         self.loop: Any = None
         self._watched: dict[type, type] = {}
@@ -192,6 +197,7 @@ class App:
         """Take note of the listeners that are made for it in a loop, of its connections, and of the tasks of its requests."""
         self.loop = loop
         self.connections = Connections(self._service, "aiohttp", self._grace, loop.call_soon_threadsafe, loop.call_later)
+        self.connections.missing = self._join
         track_tasks(loop, self._service)
         for name in ("create_server", "create_unix_server"):
             if hasattr(loop, name):
@@ -205,8 +211,8 @@ class App:
         self._service.engine.stopped.then(stopped)
 
     def _stopped(self) -> None:
-        for answer in self.connections.requests():  # abandoned: cleanup() would wait for them, for shutdown_timeout
-            answer.let_go(None)
+        for answer in self._answers():  # abandoned: cleanup() would wait for them, for shutdown_timeout
+            answer.let_go()
         if self._run_app is not None and not self._leaving:
             self._leaving = True
             raise _web().GracefulExit
@@ -254,21 +260,38 @@ class App:
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def draining(self) -> bool:
-        """Say whether the drain has begun."""
-        return self._service.ledger.began is not None
+    def admits(self, answer: Answer) -> bool:
+        """Say whether one that is in the ledger may stay there, now that somebody looks; see to it that its connection ends with it."""
+        try:
+            self.ledger.check(answer)
+        except DrainingError:
+            return False
+        self.connections.join(answer, answer.request.protocol)
+        if self.ledger.began is not None:
+            answer.announce_end()
+        return True
+
+    def _answers(self) -> list[Answer]:
+        return [entry for entry, _ in self.ledger.entries() if isinstance(entry, Answer) and entry.of is self]
 
     def _announce_ends(self) -> None:
-        for answer in self.connections.requests():  # in the engine's thread
-            if isinstance(answer, Answer):
-                answer.announce_end()
+        for answer in self._answers():  # in the engine's thread
+            answer.announce_end()
+
+    def _join(self) -> None:
+        for answer in self._answers():
+            self.connections.join(answer, answer.request.protocol)
 
     def answer_health(self, answer: Answer) -> Any:
         """Answer for the health path, which holds nothing."""
         self.connections.leave(answer)
-        draining = self.draining()
+        draining = self.ledger.began is not None
         text = "draining\n" if draining else "ok\n"
         return _web().Response(status=503 if draining else 200, text=text, headers={"Cache-Control": "no-store"})
+
+
+# That of CPython 3.11 is a function of Python's, which costs as much as the entry in the ledger.
+_current: Any = asyncio.current_task if isinstance(asyncio.current_task, BuiltinFunctionType) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined] # noqa: SLF001
 
 
 def _web() -> Any:

@@ -61,7 +61,11 @@ class Connections:
     """The connections of one server, by key.
 
     `post` makes a call in the server's loop, from any thread; `later` makes one there after some seconds. RuntimeError: it is closed.
+    Which requests are under way matters in the drain only: whoever has many may `join` them to their connections when `missing` is called,
+    in the server's loop, before it is first looked at what is idle.
     """
+
+    missing: Callable[[], object] | None = None
 
     def __init__(
         self, service: Any, label: str, grace: float, post: Callable[[Any], object], later: Callable[[float, Any], object]
@@ -112,33 +116,24 @@ class Connections:
 
     def enter(self, request: Request, key: object) -> None:
         """Begin a request on a connection. DrainingError once the service has stopped."""
-        ledger = self._ledger
+        self._ledger.enter(request)
+        self.join(request, key)
+        self._sweep_if_draining()
+
+    def join(self, request: Request, key: object) -> None:
+        """Have a request keep its connection from being idle."""
         line = request.line = self._lines.get(key)
-        clock = ledger.clock
-        ledger.live[request] = clock()
-        if ledger.alert:
-            ledger.check(request)
         if line is not None:
             line.requests.add(request)
-            if self._began is not None:
-                self._sweep()
 
     def leave(self, request: Request) -> None:
         """A request is over; its connection holds before it ceases to. Again: nothing."""
-        line = request.line
+        line = getattr(request, "line", None)
         if line is not None and request in line.requests:
             line.requests.discard(request)
             line.since = time.monotonic()
-            if self._began is not None:
-                self._sweep()
-        ledger = self._ledger
-        ledger.live.pop(request, None)
-        if ledger.alert:
-            ledger.wake()
-
-    def requests(self) -> list[Request]:
-        """Return those that are under way on known connections; from any thread."""
-        return [request for line in list(self._lines.values()) for request in tuple(line.requests)]
+            self._sweep_if_draining()
+        self._ledger.leave(request)
 
     # -- the drain -----------------------------------------------------------------------------------------------------
 
@@ -159,6 +154,9 @@ class Connections:
 
     def _sweep(self) -> None:
         """Close what has been silent for the grace, come back for the next, and hold as long as there is any."""
+        missing, self.missing = self.missing, None
+        if missing is not None:
+            missing()
         following: float | None = None
         waits = False
         for line in list(self._lines.values()):
