@@ -144,13 +144,18 @@ class Exchange(Inside):
         self._settle()
 
     def _settle(self, _task: object = None) -> None:
-        if self._request is not None and self._answered and (self.task is None or self.task.done()):
-            self._server.connections.leave(self._request)
+        if self._answered and (self.task is None or self.task.done()):
+            self._leave()
+            self.task = None  # whose context has this: a cycle, which the collector would have to find
+
+    def _leave(self) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            self._server.connections.leave(request)
 
     def untrack(self) -> bool:
         """Hold nothing from now on; say whether the drain has begun."""
-        if self._request is not None:
-            self._server.connections.leave(self._request)
+        self._leave()
         return bool(self._server.service.draining())
 
     def _let_go(self) -> None:

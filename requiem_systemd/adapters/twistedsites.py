@@ -29,6 +29,7 @@ class Site:
         self._kinds: dict[type, type] = {}
         self._build = site.buildProtocol
         self._make = site.requestFactory
+        self._tracked: Any = _tracked(self._make) if isinstance(self._make, type) else self._made_tracked
         site.buildProtocol = self._build_protocol
         make: Any = functools.partial(self._make_request)  # the interface below is noted on it
         if INonQueuedRequestFactory.providedBy(self._make):
@@ -45,8 +46,13 @@ class Site:
         return protocol
 
     def _make_request(self, channel: Any, *args: Any, **kwargs: Any) -> Any:
-        request = self._make(channel, *args, **kwargs)
+        request = self._tracked(channel, *args, **kwargs)
         request.requiem = Exchange(self, getattr(channel, "_conn", channel).transport)  # of HTTP/2 the channel is one stream
+        return request
+
+    def _made_tracked(self, *args: Any, **kwargs: Any) -> Any:
+        """Make a request by somebody else's function; CPython is slower with the attributes of what has changed its class."""
+        request = self._make(*args, **kwargs)
         kind: Any = type(request)
         request.__class__ = _tracked(kind)
         return request
@@ -97,8 +103,9 @@ class Exchange:
 
     def done(self) -> None:
         """It is over. Again: nothing."""
-        if self._request is not None:
-            self._site.connections.leave(self._request)
+        request, self._request = self._request, None  # the two have each other: a cycle, which the collector would have to find
+        if request is not None:
+            self._site.connections.leave(request)
 
     def untrack(self) -> bool:
         """Hold nothing from now on; say whether the drain has begun."""
