@@ -6,9 +6,9 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
-from requiem_systemd.adapters.connections import Connections, RequestName
+from requiem_systemd.adapters.connections import Connections, Request, RequestName
 from requiem_systemd.errors import DrainingError
-from requiem_systemd.ledger import CONNECTION
+from requiem_systemd.ledger import CONNECTION, REQUEST, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +23,12 @@ class Site:
         from zope.interface import alsoProvides  # noqa: PLC0415 - same
 
         self.service: Any = service
+        self.ledger: Ledger = service.ledger
         self.reactor: Any = reactor
+        self._exchange: type[Exchange] = type("Exchange", (Exchange,), {"__slots__": (), "site": self})
         there = functools.partial(post, reactor)
         self.connections: Connections = Connections(service, "twisted", grace, there, reactor.callLater)
+        self.connections.missing = self._join
         self._kinds: dict[type, type] = {}
         self._build = site.buildProtocol
         self._make = site.requestFactory
@@ -47,8 +50,20 @@ class Site:
 
     def _make_request(self, channel: Any, *args: Any, **kwargs: Any) -> Any:
         request = self._tracked(channel, *args, **kwargs)
-        request.requiem = Exchange(self, getattr(channel, "_conn", channel).transport)  # of HTTP/2 the channel is one stream
+        exchange = request.requiem = self._exchange()
+        exchange.kind, exchange.owner = REQUEST, None
+        exchange.transport = getattr(channel, "_conn", channel).transport  # of HTTP/2 the channel is one stream
+        ledger = self.ledger
+        clock, live = ledger.clock, ledger.live  # on its own: see asgi.Exchange.send
+        live[exchange] = clock()
+        if ledger.alert:
+            exchange.begin()
         return request
+
+    def _join(self) -> None:
+        for entry, _ in self.ledger.entries():
+            if isinstance(entry, self._exchange):
+                self.connections.join(entry, entry.transport)
 
     def _made_tracked(self, *args: Any, **kwargs: Any) -> Any:
         """Make a request by somebody else's function; CPython is slower with the attributes of what has changed its class."""
@@ -58,63 +73,56 @@ class Site:
         return request
 
 
-class Name:
-    """A request's label, made when somebody asks."""
+class Exchange(Request):
+    """One request, from its first line on. `site` is an attribute of a class that each Site makes."""
 
-    __slots__ = ("_command", "_path")
+    __slots__ = ("command", "path", "transport")
 
-    def __init__(self, command: bytes, path: bytes) -> None:
-        """Store."""
-        self._command = command
-        self._path = path
+    site: Site
+    transport: Any
+    command: bytes  # not set: it is not known yet
+    path: bytes
 
     def __str__(self) -> str:
-        return str(RequestName(self._command.decode("latin-1"), self._path.decode("latin-1").partition("?")[0]))
+        if not hasattr(self, "command"):
+            return "request"
+        return str(RequestName(self.command.decode("latin-1"), self.path.decode("latin-1").partition("?")[0]))
 
+    def begin(self) -> None:
+        """Hold the stop."""
+        with contextlib.suppress(DrainingError):  # stopped: the reactor is about to end
+            self.site.connections.enter(self, self.transport)
 
-class Exchange:
-    """One request."""
-
-    __slots__ = ("_request", "_site", "_transport")
-
-    def __init__(self, site: Site, transport: Any) -> None:
-        """Begin it: its first line is here."""
-        self._site = site
-        self._transport = transport
-        self._request: Any = None
-        try:
-            self._request = site.connections.request(transport, "request", cut=self._let_go)
-        except DrainingError:  # stopped: the reactor is about to end
-            return
-
-    def received(self, request: Any, command: bytes, path: bytes) -> None:
-        """Name it by method and first path segment; see whether it is a WebSocket's."""
-        if self._request is None:
-            return
-        self._request.called = Name(command, path)
-        if request.requestHeaders.hasHeader(b"upgrade") and request.getHeader(b"upgrade").lower() == b"websocket":
-            self._request.kind = CONNECTION
+    def upgraded(self) -> None:
+        """See that it is a WebSocket's: whoever takes it over tells nobody of its end but the connection."""
+        self.kind = CONNECTION
+        self.site.connections.join(self, self.transport)
 
     def announce(self, request: Any) -> None:
         """Have its answer say that the connection ends, if it is given in the drain (RFC 9112, 9.6)."""
-        if self._site.service.draining() and request.clientproto == b"HTTP/1.1" and request.code != 101:
+        if self.site.ledger.began is not None and request.clientproto == b"HTTP/1.1" and request.code != 101:
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
             request.channel.persistent = False
 
     def done(self) -> None:
         """It is over. Again: nothing."""
-        request, self._request = self._request, None  # the two have each other: a cycle, which the collector would have to find
-        if request is not None:
-            self._site.connections.leave(request)
+        ledger = self.site.ledger
+        joined = ledger.alert or self.kind == CONNECTION
+        if not joined:
+            ledger.live.pop(self, None)
+        if joined or ledger.alert:  # a connection that is known to have it holds before it ceases to
+            self.site.connections.leave(self)
 
     def untrack(self) -> bool:
         """Hold nothing from now on; say whether the drain has begun."""
         self.done()
-        return bool(self._site.service.draining())
+        return self.site.ledger.began is not None
 
-    def _let_go(self) -> None:
+    def let_go(self, owner: object) -> None:
+        """Abort its connection: see Terms."""
+        del owner
         with contextlib.suppress(RuntimeError):  # the reactor has ended
-            post(self._site.reactor, self._transport.abortConnection)
+            post(self.site.reactor, self.transport.abortConnection)
 
 
 @functools.cache
@@ -124,7 +132,10 @@ def _tracked(kind: type) -> type:
 
     class Tracked(base):  # type: ignore[misc] # of whatever class there is
         def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:  # noqa: N802 - Twisted's name
-            self.requiem.received(self, command, path)
+            exchange = self.requiem
+            exchange.command, exchange.path = command, path
+            if self.requestHeaders.hasHeader(b"upgrade") and self.getHeader(b"upgrade").lower() == b"websocket":
+                exchange.upgraded()
             base.requestReceived(self, command, path, version)
 
         def write(self, data: bytes) -> None:

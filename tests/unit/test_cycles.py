@@ -1,4 +1,4 @@
-"""Servers in event loops: what stands for a request goes with it, and is not left to the collector, which would take longer than the request."""
+"""Servers in asyncio's loops: what stands for a request goes with it, and is not left to the collector, which would take longer than the request."""
 
 from __future__ import annotations
 
@@ -96,20 +96,3 @@ def test_tornado(service: Service) -> None:
         return found
 
     assert asyncio.run(main()) == []
-
-
-@pytest.mark.usefixtures("_uncollected")
-def test_twisted(service: Service) -> None:
-    """A request of Twisted, which what may cut it belongs to."""
-    pytest.importorskip("twisted.web")
-    from requiem_systemd.adapters.connections import Connections, Request  # noqa: PLC0415 - it is loaded with its framework
-    from requiem_systemd.adapters.twistedsites import Exchange  # noqa: PLC0415 - same
-
-    class Site:
-        def __init__(self) -> None:
-            self.connections = Connections(service, "test", 0.0, lambda call: call(), lambda *_: None)
-
-    site: Any = Site()
-    for _ in range(REQUESTS):
-        Exchange(site, object()).done()
-    assert left(Request) == []
