@@ -71,9 +71,6 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
     if getattr(factory, "tracks_for", None) is service:
         return
 
-    def make(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> Any:
-        return Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
-
     # With `context` by name: uvloop always gives it, and a dict for it would cost each request.
     def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Any = None, **kwargs: Any) -> Any:
         inside = in_request.get()
@@ -87,10 +84,8 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
             return Task(coro, loop=loop, context=context)
         if context is not None:
             kwargs["context"] = context
-        if inside is None:
-            return make(loop, coro, **kwargs)
-        task = make(loop, coro, **kwargs)
-        if isinstance(task, asyncio.Future) and not inside.takes(task):
+        task = Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
+        if inside is not None and isinstance(task, asyncio.Future) and not inside.takes(task):
             with contextlib.suppress(DrainingError):  # the loop is on its way out already
                 service.track(task, label=_label(task))
         return task

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from requiem_systemd.adapters.connections import Connections, Request, RequestName
 from requiem_systemd.adapters.tasks import Inside, in_request, track_tasks
 from requiem_systemd.errors import DrainingError
-from requiem_systemd.ledger import CONNECTION, JOB, REQUEST
+from requiem_systemd.ledger import CONNECTION, JOB, REQUEST, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,9 @@ class HttpServer:
         self.service: Any = service
         self.loop: Any = loop
         self.connections: Connections = Connections(service, "tornado", grace, loop.call_soon_threadsafe, loop.call_later)
+        self.connections.missing = self._join
+        self.ledger: Ledger = service.ledger
+        self._exchange: type[Exchange] = type("Exchange", (Exchange,), {"__slots__": (), "server": self})
         self._exchanges: dict[object, Exchange] = {}
         self._theirs = server.start_request, server.on_close
         server.start_request, server.on_close = self._start_request, self._on_close
@@ -49,8 +52,15 @@ class HttpServer:
             self.loop.call_soon_threadsafe(self._announce_ends)
 
     def _announce_ends(self) -> None:
-        for exchange in list(self._exchanges.values()):
+        for exchange in self._held():
             exchange.announce_end()
+
+    def _held(self) -> list[Exchange]:
+        return [entry for entry, _ in self.ledger.entries() if isinstance(entry, self._exchange)]
+
+    def _join(self) -> None:
+        for exchange in self._held():
+            self.connections.join(exchange, exchange.connection)
 
     def _start_request(self, line: Any, message: Any) -> Any:
         """A connection waits for its first or next request."""
@@ -59,7 +69,7 @@ class HttpServer:
             before.answered()
         if line not in self.connections:
             self.connections.opened(line, line.stream.socket, line.stream.close)
-        exchange = self._exchanges[line] = Exchange(self, line, message, self._theirs[0](line, message))
+        exchange = self._exchanges[line] = self._exchange(line, message, self._theirs[0](line, message))
         return exchange
 
     def _on_close(self, line: Any) -> None:
@@ -74,37 +84,57 @@ class HttpServer:
             exchange.answered()
 
 
-class Exchange(Inside):
-    """One request, in place of the delegate that its connection tells of it; `task` is the one that runs its handler."""
+class Exchange(Request, Inside):
+    """One request, in place of the delegate that its connection tells of it; `task` is the one that runs its handler.
 
-    def __init__(self, server: HttpServer, line: Any, message: Any, delegate: Any) -> None:
+    `server` is an attribute of a class that each HttpServer makes.
+    """
+
+    __slots__ = ("_answered", "_delegate", "_entering", "_holds", "_stream", "connection", "message", "start", "task")
+
+    server: HttpServer
+
+    def __init__(self, connection: Any, message: Any, delegate: Any) -> None:
         """Store."""
+        self.owner: Any = None
         self.task: Any = None
+        self.connection: Any = connection
         self.message: Any = message
-        self._server = server
-        self._line = line
-        self._stream = line.stream
+        self.kind: str = REQUEST
+        self._stream = connection.stream
         self._delegate = delegate
-        self._request: Request | None = None
+        self._holds = False
         self._entering = False
         self._answered = False
+
+    def __str__(self) -> str:
+        return str(RequestName(self.start.method, self.start.path.partition("?")[0]))
 
     # -- what the connection tells -------------------------------------------------------------------------------------
 
     def headers_received(self, start_line: Any, headers: Any) -> Any:
         """It begins."""
-        upgrade = headers.get("Upgrade", "").lower() == "websocket"
-        name = RequestName(start_line.method, start_line.path.partition("?")[0])
-        try:
-            self._request = self._server.connections.request(
-                self._line, name, CONNECTION if upgrade else REQUEST, cut=self._let_go
-            )
-        except DrainingError:  # stopped: the exit would cut the answer off
+        self.start: Any = start_line
+        upgrades = headers.get_list("Upgrade")
+        if upgrades and upgrades[0].lower() == "websocket":
+            self.kind = CONNECTION
+        ledger = self.server.ledger
+        clock, live = ledger.clock, ledger.live  # on its own: see asgi.Exchange.send
+        live[self] = clock()
+        if ledger.alert and not self._admitted():
             self._stream.close()
             return None
-        if self._server.service.draining():
-            self.announce_end()
+        self._holds = True
         return self._inside(self._delegate.headers_received, start_line, headers)
+
+    def _admitted(self) -> bool:
+        try:
+            self.server.connections.enter(self, self.connection)
+        except DrainingError:  # stopped: the exit would cut the answer off
+            return False
+        if self.server.ledger.began is not None:
+            self.announce_end()
+        return True
 
     def data_received(self, chunk: bytes) -> Any:
         """A part of its body."""
@@ -139,8 +169,8 @@ class Exchange(Inside):
     def answered(self) -> None:
         """The connection is ready for the next one, or closed."""
         self._answered = True
-        if self._request is not None and self.message.stream is not None and self.message._write_finished:  # noqa: SLF001 - nothing else tells
-            self._request.kind = JOB
+        if self._holds and self.message.stream is not None and self.message._write_finished:  # noqa: SLF001 - nothing else tells
+            self.kind = JOB
         self._settle()
 
     def _settle(self, _task: object = None) -> None:
@@ -149,18 +179,25 @@ class Exchange(Inside):
             self.task = None  # whose context has this: a cycle, which the collector would have to find
 
     def _leave(self) -> None:
-        request, self._request = self._request, None
-        if request is not None:
-            self._server.connections.leave(request)
+        if not self._holds:
+            return
+        self._holds = False
+        ledger = self.server.ledger
+        if not ledger.alert:
+            ledger.live.pop(self, None)
+        if ledger.alert:  # where it was before, the connection holds before the request ceases to
+            self.server.connections.leave(self)
 
     def untrack(self) -> bool:
         """Hold nothing from now on; say whether the drain has begun."""
         self._leave()
-        return bool(self._server.service.draining())
+        return self.server.ledger.began is not None
 
-    def _let_go(self) -> None:
+    def let_go(self, owner: object) -> None:
+        """Cancel it, and close its connection: see Terms."""
+        del owner
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._server.loop.call_soon_threadsafe(self._cut)
+            self.server.loop.call_soon_threadsafe(self._cut)
 
     def _cut(self) -> None:
         if self.task is not None:
@@ -169,6 +206,6 @@ class Exchange(Inside):
 
     def announce_end(self) -> None:
         """Have its answer say that the connection ends, if that is still to begin (RFC 9112, 9.6)."""
-        request, message = self._request, self.message
-        if request is not None and request.kind == REQUEST and message._response_start_line is None:  # noqa: SLF001 - nothing else tells
+        message = self.message
+        if self.kind == REQUEST and message._response_start_line is None:  # noqa: SLF001 - nothing else tells
             message._disconnect_on_finish = True  # noqa: SLF001 - nor does anything else end it after this answer
