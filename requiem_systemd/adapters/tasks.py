@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 
 class Inside:
-    """Stands in the context for a request that is under way."""
+    """Stands in the context for a request that is under way.
+
+    Where it `begins`, the next task is not one of its jobs but the request itself, which holds the stop by other means.
+    """
 
     __slots__ = ()
 
-    def takes(self, task: Any) -> bool:
-        """Say whether a new task is the request itself, which holds the stop by other means."""
-        del task
-        return False
+    begins: bool = False
+    task: Any = None
 
 
 INSIDE: Final = Inside()
@@ -73,19 +74,26 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
 
     # With `context` by name: uvloop always gives it, and a dict for it would cost each request.
     def create(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Any = None, **kwargs: Any) -> Any:
-        inside = in_request.get()
-        if inside is not None and _is_a_servers(coro):  # nor is what that begins
+        inside: Any = in_request.get()
+        if inside is not None and not inside.begins:
+            return create_job(loop, coro, context, kwargs)
+        if inside is not None:
+            inside.begins = False  # before there is a task: an eager one has begun others by then
+        if factory is None and not kwargs:  # perhaps one for each request
+            task: Any = Task(coro, loop=loop, context=context)
+        else:
+            task = _make(factory, loop, coro, context, kwargs)
+        if inside is not None:
+            inside.task = task
+        return task
+
+    def create_job(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Any, kwargs: dict[str, Any]) -> Any:
+        if _is_a_servers(coro):  # no job, nor is what that begins
             outside = contextvars.copy_context()
             outside.run(in_request.set, None)
-            if factory is not None:  # it may not know what a context is
-                return outside.run(create, loop, coro, context, **kwargs)
-            inside, context = None, outside if context is None else context
-        if inside is None and not kwargs and factory is None:  # a server's own, perhaps one for each request
-            return Task(coro, loop=loop, context=context)
-        if context is not None:
-            kwargs["context"] = context
-        task = Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
-        if inside is not None and isinstance(task, asyncio.Future) and not inside.takes(task):
+            return outside.run(create, loop, coro, context, **kwargs)
+        task = _make(factory, loop, coro, context, kwargs)
+        if isinstance(task, asyncio.Future):
             with contextlib.suppress(DrainingError):  # the loop is on its way out already
                 service.track(task, label=_label(task))
         return task
@@ -93,6 +101,12 @@ def track_tasks(loop: asyncio.AbstractEventLoop, service: Any) -> None:
     create.tracks_for = service  # type: ignore[attr-defined] # a function has attributes
     create.is_plain = factory is None  # type: ignore[attr-defined]
     loop.set_task_factory(create)  # type: ignore[arg-type] # whatever keywords this Python's loop gives are passed on
+
+
+def _make(factory: Any, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], context: Any, kwargs: dict[str, Any]) -> Any:
+    if context is not None:  # somebody else's factory may not know what that is
+        kwargs["context"] = context
+    return Task(coro, loop=loop, **kwargs) if factory is None else factory(loop, coro, **kwargs)
 
 
 def _is_a_servers(coroutine: Any) -> bool:

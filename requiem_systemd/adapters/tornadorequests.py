@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from requiem_systemd.adapters.connections import Connections, Request, RequestName
 from requiem_systemd.adapters.tasks import Inside, in_request, track_tasks
 from requiem_systemd.errors import DrainingError
 from requiem_systemd.ledger import CONNECTION, JOB, REQUEST, Ledger
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def health() -> type:
@@ -64,12 +61,14 @@ class HttpServer:
 
     def _start_request(self, line: Any, message: Any) -> Any:
         """A connection waits for its first or next request."""
-        before = self._exchanges.pop(line, None)
-        if before is not None:
-            before.answered()
-        if line not in self.connections:
+        before = self._exchanges.get(line)
+        if before is None:
             self.connections.opened(line, line.stream.socket, line.stream.close)
-        exchange = self._exchanges[line] = self._exchange(line, message, self._theirs[0](line, message))
+        else:
+            before.answered()
+        exchange = self._exchanges[line] = self._exchange()
+        exchange.connection, exchange.message, exchange.delegate = line, message, self._theirs[0](line, message)
+        exchange.kind, exchange.owner, exchange.task, exchange.begins = REQUEST, None, None, False
         return exchange
 
     def _on_close(self, line: Any) -> None:
@@ -90,22 +89,16 @@ class Exchange(Request, Inside):
     `server` is an attribute of a class that each HttpServer makes.
     """
 
-    __slots__ = ("_answered", "_delegate", "_entering", "_holds", "_stream", "connection", "message", "start", "task")
+    __slots__ = ("begins", "connection", "delegate", "message", "start", "task")
 
+    begins: bool
+    connection: Any
+    delegate: Any
+    kind: str
+    message: Any
     server: HttpServer
-
-    def __init__(self, connection: Any, message: Any, delegate: Any) -> None:
-        """Store."""
-        self.owner: Any = None
-        self.task: Any = None
-        self.connection: Any = connection
-        self.message: Any = message
-        self.kind: str = REQUEST
-        self._stream = connection.stream
-        self._delegate = delegate
-        self._holds = False
-        self._entering = False
-        self._answered = False
+    start: Any
+    task: Any
 
     def __str__(self) -> str:
         return str(RequestName(self.start.method, self.start.path.partition("?")[0]))
@@ -114,7 +107,7 @@ class Exchange(Request, Inside):
 
     def headers_received(self, start_line: Any, headers: Any) -> Any:
         """It begins."""
-        self.start: Any = start_line
+        self.start = start_line
         upgrades = headers.get_list("Upgrade")
         if upgrades and upgrades[0].lower() == "websocket":
             self.kind = CONNECTION
@@ -122,10 +115,14 @@ class Exchange(Request, Inside):
         clock, live = ledger.clock, ledger.live  # on its own: see asgi.Exchange.send
         live[self] = clock()
         if ledger.alert and not self._admitted():
-            self._stream.close()
+            self.connection.stream.close()
             return None
-        self._holds = True
-        return self._inside(self._delegate.headers_received, start_line, headers)
+        token, self.begins = in_request.set(self), True
+        try:
+            return self.delegate.headers_received(start_line, headers)
+        finally:
+            self.begins = False
+            in_request.reset(token)
 
     def _admitted(self) -> bool:
         try:
@@ -138,50 +135,42 @@ class Exchange(Request, Inside):
 
     def data_received(self, chunk: bytes) -> Any:
         """A part of its body."""
-        return self._inside(self._delegate.data_received, chunk)
+        token, self.begins = in_request.set(self), self.task is None
+        try:
+            return self.delegate.data_received(chunk)
+        finally:
+            self.begins = False
+            in_request.reset(token)
 
     def finish(self) -> None:
         """It is here as a whole."""
-        self._inside(self._delegate.finish)
+        token, self.begins = in_request.set(self), self.task is None
+        try:
+            self.delegate.finish()
+        finally:
+            self.begins = False
+            in_request.reset(token)
 
     def on_connection_close(self) -> None:
         """Its connection was closed before that."""
-        self._delegate.on_connection_close()
-
-    def _inside(self, tell: Callable[..., Any], *arguments: Any) -> Any:
-        token, self._entering = in_request.set(self), True
-        try:
-            return tell(*arguments)
-        finally:
-            self._entering = False
-            in_request.reset(token)
-
-    def takes(self, task: Any) -> bool:
-        """Take the task that its handler runs in: the first that is made while the connection tells of it."""
-        if not self._entering or self.task is not None:
-            return False
-        self.task = task
-        task.add_done_callback(self._settle)
-        return True
+        self.delegate.on_connection_close()
 
     # -- its end -------------------------------------------------------------------------------------------------------
 
     def answered(self) -> None:
         """The connection is ready for the next one, or closed."""
-        self._answered = True
-        if self._holds and self.message.stream is not None and self.message._write_finished:  # noqa: SLF001 - nothing else tells
+        if self.task is None or self.task.done():
+            self._settle()
+            return
+        if self.message.stream is not None and self.message._write_finished:  # noqa: SLF001 - nothing else tells
             self.kind = JOB
-        self._settle()
+        self.task.add_done_callback(self._settle)
 
     def _settle(self, _task: object = None) -> None:
-        if self._answered and (self.task is None or self.task.done()):
-            self._leave()
-            self.task = None  # whose context has this: a cycle, which the collector would have to find
+        self._leave()
+        self.task = None  # whose context has this: a cycle, which the collector would have to find
 
     def _leave(self) -> None:
-        if not self._holds:
-            return
-        self._holds = False
         ledger = self.server.ledger
         if not ledger.alert:
             ledger.live.pop(self, None)
@@ -202,7 +191,7 @@ class Exchange(Request, Inside):
     def _cut(self) -> None:
         if self.task is not None:
             self.task.cancel()
-        self._stream.close()
+        self.connection.stream.close()
 
     def announce_end(self) -> None:
         """Have its answer say that the connection ends, if that is still to begin (RFC 9112, 9.6)."""

@@ -58,8 +58,7 @@ def test_tasks_of_a_request_are_jobs(service: Service) -> None:
         await asyncio.create_task(work())
 
     class Itself(Inside):
-        def takes(self, task: object) -> bool:
-            return True
+        begins = True
 
     async def main() -> tuple[list[str], list[str], list[str]]:
         loop = asyncio.get_running_loop()
@@ -72,13 +71,15 @@ def test_tasks_of_a_request_are_jobs(service: Service) -> None:
         await asyncio.sleep(0)
         second = [info.label.rpartition(".")[2] for info in service.in_flight()]
         await asyncio.gather(nobodys, theirs)
-        in_request.set(Itself())
-        itself = asyncio.create_task(work())
-        third = [info.label for info in service.in_flight()]
-        await itself
+        request = Itself()
+        in_request.set(request)
+        itself, job = asyncio.create_task(work()), asyncio.create_task(deeper())
+        assert request.task is itself
+        third = [info.label.rpartition(".")[2] for info in service.in_flight()]
+        await asyncio.gather(itself, job)
         return first, second, third
 
-    assert asyncio.run(main()) == ([], ["deeper", "work"], [])
+    assert asyncio.run(main()) == ([], ["deeper", "work"], ["deeper"])
 
 
 @pytest.mark.parametrize("module", ["hypercorn.asyncio.tcp_server", "uvicorn.protocols.http.h11_impl"])
