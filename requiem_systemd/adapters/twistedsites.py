@@ -25,93 +25,106 @@ class Site:
         self.service: Any = service
         self.ledger: Ledger = service.ledger
         self.reactor: Any = reactor
-        self._exchange: type[Exchange] = type("Exchange", (Exchange,), {"__slots__": (), "site": self})
+        self.exchange: type[Exchange] = type("Exchange", (Exchange,), {"__slots__": (), "site": self})
         there = functools.partial(post, reactor)
         self.connections: Connections = Connections(service, "twisted", grace, there, reactor.callLater)
         self.connections.missing = self._join
         self._kinds: dict[type, type] = {}
         self._build = site.buildProtocol
         self._make = site.requestFactory
-        self._tracked: Any = _tracked(self._make) if isinstance(self._make, type) else self._made_tracked
         site.buildProtocol = self._build_protocol
-        make: Any = functools.partial(self._make_request)  # the interface below is noted on it
+        make: Any = self._tracked(self._make) if isinstance(self._make, type) else functools.partial(self._made)
         if INonQueuedRequestFactory.providedBy(self._make):
             alsoProvides(make, INonQueuedRequestFactory)
         site.requestFactory = make
 
     def _build_protocol(self, address: Any) -> Any:
         protocol = self._build(address)
-        if protocol is not None:  # a class of its own: what is set on this proxy is set on what it stands for, and a WebSocket overwrites it
-            kind: type = type(protocol)
+        if protocol is not None:  # a class of its own: what is set on this proxy is set on what it stands for
+            kind = type(protocol)
             if kind not in self._kinds:
                 self._kinds[kind] = _watched(kind, self)
             protocol.__class__ = self._kinds[kind]
         return protocol
 
-    def _make_request(self, channel: Any, *args: Any, **kwargs: Any) -> Any:
-        request = self._tracked(channel, *args, **kwargs)
-        exchange = request.requiem = self._exchange()
-        exchange.kind, exchange.owner = REQUEST, None
-        exchange.transport = getattr(channel, "_conn", channel).transport  # of HTTP/2 the channel is one stream
+    def opened(self, transport: Any) -> None:
+        """A connection was made. Its transport tells of its end, also where something else takes the place of its protocol."""
+        transport.requiem = None
+        transport.connectionLost = functools.partial(self._lost, transport)
+        self.connections.opened(transport, getattr(transport, "socket", None), transport.loseConnection)
+
+    def _lost(self, transport: Any, reason: Any) -> None:
+        del transport.connectionLost  # ours
+        transport.connectionLost(reason)
+        exchange, transport.requiem = transport.requiem, None
+        if exchange is not None:  # perhaps a WebSocket's: whoever took it over tells nobody
+            exchange.done()
+        self.connections.lost(transport)
+
+    def _made(self, channel: Any, *args: Any, **kwargs: Any) -> Any:
+        """Make a request by somebody else's function; CPython is slower with the attributes of what has changed its class."""
+        request = self._make(channel, *args, **kwargs)
+        request.__class__ = self._tracked(type(request))
+        self.begin(request, channel)
+        return request
+
+    def _tracked(self, kind: type) -> type:
+        if kind not in self._kinds:
+            self._kinds[kind] = _tracked(kind, self)
+        return self._kinds[kind]
+
+    def begin(self, request: Any, channel: Any) -> None:
+        """Have a request that has just been made hold the stop."""
+        transport = getattr(channel, "_conn", channel).transport  # of HTTP/2 the channel is one stream
+        exchange = request.requiem = transport.requiem = self.exchange()
+        exchange.request, exchange.owner, exchange.transport = request, None, transport
         ledger = self.ledger
         clock, live = ledger.clock, ledger.live  # on its own: see asgi.Exchange.send
         live[exchange] = clock()
         if ledger.alert:
             exchange.begin()
-        return request
 
     def _join(self) -> None:
         for entry, _ in self.ledger.entries():
-            if isinstance(entry, self._exchange):
+            if isinstance(entry, self.exchange):
                 self.connections.join(entry, entry.transport)
-
-    def _made_tracked(self, *args: Any, **kwargs: Any) -> Any:
-        """Make a request by somebody else's function; CPython is slower with the attributes of what has changed its class."""
-        request = self._make(*args, **kwargs)
-        kind: Any = type(request)
-        request.__class__ = _tracked(kind)
-        return request
 
 
 class Exchange(Request):
     """One request, from its first line on. `site` is an attribute of a class that each Site makes."""
 
-    __slots__ = ("command", "path", "transport")
+    __slots__ = ("request", "transport")
 
     site: Site
+    request: Any
     transport: Any
-    command: bytes  # not set: it is not known yet
-    path: bytes
+
+    @property
+    def kind(self) -> str:  # type: ignore[override] # what it is shows in its header
+        """A connection's, if a WebSocket has it."""
+        request = self.request  # once: this is the engine's thread, and it may be over in the reactor's
+        upgrades = request and request.requestHeaders.getRawHeaders(b"upgrade")
+        return CONNECTION if upgrades and upgrades[0].lower() == b"websocket" else REQUEST
 
     def __str__(self) -> str:
-        if not hasattr(self, "command"):
+        request = self.request
+        if request is None or request.path is None:  # over, or its header is still to come
             return "request"
-        return str(RequestName(self.command.decode("latin-1"), self.path.decode("latin-1").partition("?")[0]))
+        return str(RequestName(request.method.decode("latin-1"), request.path.decode("latin-1")))
 
     def begin(self) -> None:
         """Hold the stop."""
         with contextlib.suppress(DrainingError):  # stopped: the reactor is about to end
             self.site.connections.enter(self, self.transport)
 
-    def upgraded(self) -> None:
-        """See that it is a WebSocket's: whoever takes it over tells nobody of its end but the connection."""
-        self.kind = CONNECTION
-        self.site.connections.join(self, self.transport)
-
-    def announce(self, request: Any) -> None:
-        """Have its answer say that the connection ends, if it is given in the drain (RFC 9112, 9.6)."""
-        if self.site.ledger.began is not None and request.clientproto == b"HTTP/1.1" and request.code != 101:
-            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-            request.channel.persistent = False
-
     def done(self) -> None:
         """It is over. Again: nothing."""
         ledger = self.site.ledger
-        joined = ledger.alert or self.kind == CONNECTION
-        if not joined:
+        if not ledger.alert:
             ledger.live.pop(self, None)
-        if joined or ledger.alert:  # a connection that is known to have it holds before it ceases to
+        if ledger.alert:  # a connection that is known to have it holds before it ceases to
             self.site.connections.leave(self)
+        self.request = None  # which has this: a cycle, which the collector would have to find
 
     def untrack(self) -> bool:
         """Hold nothing from now on; say whether the drain has begun."""
@@ -125,22 +138,19 @@ class Exchange(Request):
             post(self.site.reactor, self.transport.abortConnection)
 
 
-@functools.cache
-def _tracked(kind: type) -> type:
+def _tracked(kind: type, site: Site) -> type:
     """Make the subclass of a class of requests that tells its `requiem` of what becomes of it."""
     base: Any = kind
+    ledger = site.ledger
 
     class Tracked(base):  # type: ignore[misc] # of whatever class there is
-        def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:  # noqa: N802 - Twisted's name
-            exchange = self.requiem
-            exchange.command, exchange.path = command, path
-            if self.requestHeaders.hasHeader(b"upgrade") and self.getHeader(b"upgrade").lower() == b"websocket":
-                exchange.upgraded()
-            base.requestReceived(self, command, path, version)
+        def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
+            base.__init__(self, channel, *args, **kwargs)
+            site.begin(self, channel)
 
         def write(self, data: bytes) -> None:
-            if not self.startedWriting:
-                self.requiem.announce(self)
+            if ledger.began is not None and not self.startedWriting:
+                _announce_end(self)
             base.write(self, data)
 
         def finish(self) -> Any:
@@ -150,11 +160,18 @@ def _tracked(kind: type) -> type:
                 self.requiem.done()
 
         def connectionLost(self, reason: Any) -> None:  # noqa: N802 - Twisted's name
-            super().connectionLost(reason)
+            base.connectionLost(self, reason)
             self.requiem.done()
 
     Tracked.__name__, Tracked.__qualname__, Tracked.__module__ = kind.__name__, kind.__qualname__, kind.__module__
     return Tracked
+
+
+def _announce_end(request: Any) -> None:
+    """Have an answer, which is given in the drain, say that the connection ends (RFC 9112, 9.6)."""
+    if request.clientproto == b"HTTP/1.1" and request.code != 101:
+        request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        request.channel.persistent = False
 
 
 def _watched(kind: Any, site: Site) -> type:
@@ -162,13 +179,8 @@ def _watched(kind: Any, site: Site) -> type:
 
     class Watched(kind):  # type: ignore[misc] # of whatever class there is
         def makeConnection(self, transport: Any) -> None:  # noqa: N802 - Twisted's name
-            self._requiem_transport = transport
-            site.connections.opened(transport, getattr(transport, "socket", None), transport.loseConnection)
+            site.opened(transport)
             super().makeConnection(transport)
-
-        def connectionLost(self, reason: Any) -> None:  # noqa: N802 - same
-            super().connectionLost(reason)
-            site.connections.lost(self._requiem_transport)
 
     Watched.__name__, Watched.__qualname__, Watched.__module__ = kind.__name__, kind.__qualname__, kind.__module__
     return Watched

@@ -23,6 +23,9 @@ SUBJECTS: Final = (
 )
 
 
+AUTOBAHN: Final = Subject("Twisted", ("{python}", "twisted_autobahn.py", "{port}"), env={"REQUIEM_REQUEST_TIMEOUT": "1000s"})
+
+
 @pytest.fixture(params=SUBJECTS, ids=str)
 def running(request: pytest.FixtureRequest, tmp_path: Path, free_port: int) -> Iterator[Server]:
     """Return a subject that runs; it ends with the test."""
@@ -32,6 +35,22 @@ def running(request: pytest.FixtureRequest, tmp_path: Path, free_port: int) -> I
             yield server.start()
         finally:
             server.kill()
+
+
+@pytest.mark.parametrize("running", [AUTOBAHN], indirect=True, ids=str)
+def test_websocket_ends_with_its_connection(running: Server) -> None:
+    """A WebSocket ends with its connection, before the drain and in it; also one that was taken from the site's protocol, which does not hear of that."""
+    pytest.importorskip("autobahn")
+    from websockets.sync.client import connect  # noqa: PLC0415 - not in what Debian's build has
+
+    url = f"ws://127.0.0.1:{running.port}/"
+    with connect(url, proxy=None) as stays:
+        stays.recv()
+        with connect(url, proxy=None) as goes:
+            goes.recv()
+        running.wait_recorded("closed")
+        running.stop()
+    assert running.ended() == ["closed", "closed"]
 
 
 @pytest.mark.parametrize("way", ["exit", "begin"])
