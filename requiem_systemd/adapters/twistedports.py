@@ -38,9 +38,9 @@ def door(service: Any, port: Any, grace: float) -> None:
     while hasattr(factory, "wrappedFactory"):  # TLS
         factory = factory.wrappedFactory
     web: Any = sys.modules.get("twisted.web.http")
-    if web is not None and isinstance(factory, web.HTTPFactory) and "requiem" not in vars(factory):
+    if web is not None and isinstance(factory, web.HTTPFactory) and not hasattr(factory, "requiem"):
         factory.requiem = Site(service, factory, port.reactor, grace)  # one, of however many ports
-    if "requiem" not in vars(port.reactor):
+    if not hasattr(port.reactor, "requiem"):  # not vars(): who has once been asked for it is a percent slower in CPython 3.11
         port.reactor.requiem = Stop(service, port.reactor)
 
 

@@ -40,14 +40,18 @@ class Site:
 
     def _build_protocol(self, address: Any) -> Any:
         protocol = self._build(address)
-        if protocol is not None:  # a class of its own: what is set on this proxy is set on what it stands for
-            kind = type(protocol)
-            if kind not in self._kinds:
-                self._kinds[kind] = _watched(kind, self)
-            protocol.__class__ = self._kinds[kind]
+        if protocol is not None:  # with Twisted's own proxy, which may get another channel, all three are its channel's
+            theirs = protocol.makeConnection
+
+            def make_connection(transport: Any) -> None:
+                del protocol.makeConnection
+                self._opened(transport)
+                theirs(transport)
+
+            protocol.makeConnection = make_connection
         return protocol
 
-    def opened(self, transport: Any) -> None:
+    def _opened(self, transport: Any) -> None:
         """A connection was made. Its transport tells of its end, also where something else takes the place of its protocol."""
         transport.requiem = None
         transport.connectionLost = functools.partial(self._lost, transport)
@@ -119,11 +123,7 @@ class Exchange(Request):
 
     def done(self) -> None:
         """It is over. Again: nothing."""
-        ledger = self.site.ledger
-        if not ledger.alert:
-            ledger.live.pop(self, None)
-        if ledger.alert:  # a connection that is known to have it holds before it ceases to
-            self.site.connections.leave(self)
+        self.site.connections.leave(self)
         self.request = None  # which has this: a cycle, which the collector would have to find
 
     def untrack(self) -> bool:
@@ -141,12 +141,13 @@ class Exchange(Request):
 def _tracked(kind: type, site: Site) -> type:
     """Make the subclass of a class of requests that tells its `requiem` of what becomes of it."""
     base: Any = kind
-    ledger = site.ledger
+    ledger, begin = site.ledger, site.begin
+    live = ledger.live
 
     class Tracked(base):  # type: ignore[misc] # of whatever class there is
         def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
             base.__init__(self, channel, *args, **kwargs)
-            site.begin(self, channel)
+            begin(self, channel)
 
         def write(self, data: bytes) -> None:
             if ledger.began is not None and not self.startedWriting:
@@ -157,7 +158,12 @@ def _tracked(kind: type, site: Site) -> type:
             try:
                 return base.finish(self)
             finally:
-                self.requiem.done()
+                exchange = self.requiem
+                exchange.request = None
+                if not ledger.alert:  # on its own: see asgi.Exchange.send
+                    live.pop(exchange, None)
+                if ledger.alert:  # where it was before, the connection holds before the request ceases to
+                    exchange.done()
 
         def connectionLost(self, reason: Any) -> None:  # noqa: N802 - Twisted's name
             base.connectionLost(self, reason)
@@ -172,18 +178,6 @@ def _announce_end(request: Any) -> None:
     if request.clientproto == b"HTTP/1.1" and request.code != 101:
         request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         request.channel.persistent = False
-
-
-def _watched(kind: Any, site: Site) -> type:
-    """Make the subclass of a class of protocols whose connections a site hears of."""
-
-    class Watched(kind):  # type: ignore[misc] # of whatever class there is
-        def makeConnection(self, transport: Any) -> None:  # noqa: N802 - Twisted's name
-            site.opened(transport)
-            super().makeConnection(transport)
-
-    Watched.__name__, Watched.__qualname__, Watched.__module__ = kind.__name__, kind.__qualname__, kind.__module__
-    return Watched
 
 
 def post(reactor: Any, call: Callable[[], object]) -> None:
