@@ -18,12 +18,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import sys
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from requiem_systemd.adapters.asgiservers import keep_backlog
 from requiem_systemd.adapters.connections import Connections, Request, RequestName
-from requiem_systemd.adapters.tasks import Inside, in_request, latched, track_tasks
+from requiem_systemd.adapters.tasks import Inside, Unseen, in_request, is_plain, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.gate import SIGNALS, name_of
 from requiem_systemd.hooks import running_loop
@@ -113,6 +114,7 @@ class Answer(Request, Inside):
 def _watched(kind: Any, app: App) -> type:
     """Make the subclass of a class of connections whose requests an application hears of."""
     handle, ledger, loop = kind._handle_request, app.ledger, app.loop  # noqa: SLF001 - see the top
+    clock, live = ledger.clock, ledger.live  # on its own: see asgi.Exchange.send
     make: Any = type("Answer", (Answer,), {"__slots__": (), "of": app})
 
     class Watched(kind):  # type: ignore[misc] # of whatever class there is
@@ -121,7 +123,6 @@ def _watched(kind: Any, app: App) -> type:
         async def _handle_request(self, request: Any, start_time: Any, request_handler: Any) -> Any:
             answer = make()
             answer.request, answer.owner = request, _current(loop)
-            clock, live = ledger.clock, ledger.live  # on its own: see asgi.Exchange.send
             live[answer] = clock()
             if ledger.alert and not app.admits(answer):
                 return await handle(self, request, start_time, _say_stopped)
@@ -154,6 +155,7 @@ class App:
         self.ledger: Ledger = service.ledger
         self.connections: Connections
         self.loop: Any = None
+        self._unseen: Unseen | None = None
         self._watched: dict[type, type] = {}
         self._managers: list[Any] = []
         self._run_app: Any = None
@@ -198,6 +200,8 @@ class App:
         self.loop = loop
         self.connections = Connections(self._service, "aiohttp", self._grace, loop.call_soon_threadsafe, loop.call_later)
         self.connections.missing = self._join
+        if sys.version_info < (3, 12):  # from 3.12 on aiohttp makes them without the loop
+            self._unseen = Unseen(loop)
         track_tasks(loop, self._service)
         for name in ("create_server", "create_unix_server"):
             if hasattr(loop, name):
@@ -250,6 +254,8 @@ class App:
             if kind not in self._watched:
                 self._watched[kind] = _watched(kind, self)
             protocol.__class__ = self._watched[kind]
+            if self._unseen is not None and is_plain(self.loop):
+                protocol._loop = self._unseen  # noqa: SLF001 - its task, which makes those of the requests, begins after this
             self.connections.opened(protocol, transport.get_extra_info("socket"), protocol.force_close)
 
         def connection_lost(protocol: Any, error: BaseException | None = None) -> None:

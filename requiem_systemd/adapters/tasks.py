@@ -49,11 +49,14 @@ class Unseen:
     a variable that each sets in its context, and a function of ours for each task, cost a percent of what a server can do, either of them.
     """
 
-    __slots__ = ("_loop", "call_later", "create_task")
+    __slots__ = ("_loop", "call_at", "call_later", "create_future", "create_task", "time")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.call_at: Any = loop.call_at
         self.call_later: Any = loop.call_later
+        self.create_future: Any = loop.create_future
+        self.time: Any = loop.time
         self.create_task: Any = functools.partial(Task, loop=loop)
 
     def __getattr__(self, name: str) -> Any:

@@ -19,13 +19,12 @@ class Site:
 
     def __init__(self, service: Any, site: Any, reactor: Any, grace: float) -> None:
         """Hear of them as they are built."""
-        from twisted.web.iweb import INonQueuedRequestFactory  # noqa: PLC0415 - the framework is loaded by its user
-        from zope.interface import alsoProvides  # noqa: PLC0415 - same
+        from zope.interface import alsoProvides, directlyProvidedBy  # noqa: PLC0415 - the framework is loaded by its user
 
         self.service: Any = service
         self.ledger: Ledger = service.ledger
         self.reactor: Any = reactor
-        self.exchange: type[Exchange] = type("Exchange", (Exchange,), {"__slots__": (), "site": self})
+        self.exchange: type[Exchange] = type("Exchange", (Exchange,), {"__slots__": (), "site": self, "owner": None})
         there = functools.partial(post, reactor)
         self.connections: Connections = Connections(service, "twisted", grace, there, reactor.callLater)
         self.connections.missing = self._join
@@ -34,8 +33,7 @@ class Site:
         self._make = site.requestFactory
         site.buildProtocol = self._build_protocol
         make: Any = self._tracked(self._make) if isinstance(self._make, type) else functools.partial(self._made)
-        if INonQueuedRequestFactory.providedBy(self._make):
-            alsoProvides(make, INonQueuedRequestFactory)
+        alsoProvides(make, directlyProvidedBy(self._make))  # each request asks what it provides; a class that does not know is slow
         site.requestFactory = make
 
     def _build_protocol(self, address: Any) -> Any:
@@ -69,24 +67,13 @@ class Site:
         """Make a request by somebody else's function; CPython is slower with the attributes of what has changed its class."""
         request = self._make(channel, *args, **kwargs)
         request.__class__ = self._tracked(type(request))
-        self.begin(request, channel)
+        request.requiem_begin(channel)
         return request
 
     def _tracked(self, kind: type) -> type:
         if kind not in self._kinds:
             self._kinds[kind] = _tracked(kind, self)
         return self._kinds[kind]
-
-    def begin(self, request: Any, channel: Any) -> None:
-        """Have a request that has just been made hold the stop."""
-        transport = getattr(channel, "_conn", channel).transport  # of HTTP/2 the channel is one stream
-        exchange = request.requiem = transport.requiem = self.exchange()
-        exchange.request, exchange.owner, exchange.transport = request, None, transport
-        ledger = self.ledger
-        clock, live = ledger.clock, ledger.live  # on its own: see asgi.Exchange.send
-        live[exchange] = clock()
-        if ledger.alert:
-            exchange.begin()
 
     def _join(self) -> None:
         for entry, _ in self.ledger.entries():
@@ -95,7 +82,7 @@ class Site:
 
 
 class Exchange(Request):
-    """One request, from its first line on. `site` is an attribute of a class that each Site makes."""
+    """One request, from its first line on. `site`, and that nobody is its `owner`, are attributes of a class that each Site makes."""
 
     __slots__ = ("request", "transport")
 
@@ -138,16 +125,27 @@ class Exchange(Request):
             post(self.site.reactor, self.transport.abortConnection)
 
 
-def _tracked(kind: type, site: Site) -> type:
+def _tracked(kind: type, site: Site) -> type:  # noqa: C901 - the methods of one class
     """Make the subclass of a class of requests that tells its `requiem` of what becomes of it."""
     base: Any = kind
-    ledger, begin = site.ledger, site.begin
-    live = ledger.live
+    ledger, make = site.ledger, site.exchange
+    live, clock = ledger.live, ledger.clock
 
     class Tracked(base):  # type: ignore[misc] # of whatever class there is
         def __init__(self, channel: Any, *args: Any, **kwargs: Any) -> None:
-            base.__init__(self, channel, *args, **kwargs)
-            begin(self, channel)
+            if len(args) == 1 and not kwargs:  # as HTTP/1 has it: CPython 3.11 is slow with stars
+                base.__init__(self, channel, args[0])
+            else:
+                base.__init__(self, channel, *args, **kwargs)
+            self.requiem_begin(channel)
+
+        def requiem_begin(self, channel: Any) -> None:
+            transport = getattr(channel, "_conn", channel).transport  # of HTTP/2 the channel is one stream
+            exchange = self.requiem = transport.requiem = make()
+            exchange.request, exchange.transport = self, transport
+            live[exchange] = clock()
+            if ledger.alert:
+                exchange.begin()
 
         def write(self, data: bytes) -> None:
             if ledger.began is not None and not self.startedWriting:
