@@ -63,8 +63,8 @@ EVERYTHING: Final = ("lint", "types", "unit", "property", "process", "conformanc
 # What newer versions of systemd do otherwise than 252; CI, which has 20 minutes, runs only this on them. `tests/run roots`: all.
 DIFFERS: Final = "(reload or reexec or units or journal or unhealthy) and not (example or rolling or cluster or queues or adapters)"
 PARTS: Final = (*EVERYTHING, "matrix", "bench")
-#: Parts that are run at the same time where all of them are: they wait most of the time.
-TOGETHER: Final = ("conformance", "systemd")
+#: Rows of parts that are run at the same time where all of them are: they wait most of the time.
+TOGETHER: Final = (("conformance", "slow"), ("systemd",))
 #: What other Pythons get. CI, which has 20 minutes, does without the frameworks there, and without the tests with a real systemd that need them.
 ELSEWHERE: Final = ("tests",) if os.environ.get("CI") else ("tests", "frameworks")
 NEEDS_ROOT: Final = ("systemd", "roots", "matrix")
@@ -139,11 +139,14 @@ def run_pytest(part: str, venv: Path, arguments: Sequence[str], *, name: str = "
 # -- other Pythons, other systemds
 
 
-def side_by_side(places: Sequence[str], arguments: Sequence[str]) -> list[Row]:
-    """Run parts, or what is to be run in other places, all at once; each by a run of its own, whose output is shown when it has ended."""
+def side_by_side(rows: Sequence[Sequence[str]], arguments: Sequence[str]) -> list[Row]:
+    """Run rows of parts, or of what is to be run in other places, all at once; each part by a run of its own, whose output is shown when it ends."""
+
+    def one_by_one(places: Sequence[str]) -> list[Row]:
+        return [row for place in places for row in aside(place, arguments)]
+
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(aside, place, arguments) for place in places]
-        return [row for run in runs for row in run.result()]
+        return [row for ran in pool.map(one_by_one, rows) for row in ran]
 
 
 def aside(place: str, arguments: Sequence[str]) -> list[Row]:
@@ -249,7 +252,7 @@ def run_part(part: str, venv: Path, arguments: Sequence[str]) -> list[Row]:
         case "types":
             rows = [types(venv)]
         case "roots":  # what is portable on other Pythons, and the tests with a real systemd on newer ones
-            rows = side_by_side((PYTHON, *SUITES), arguments)
+            rows = side_by_side([(place,) for place in (PYTHON, *SUITES)], arguments)
         case place if place in (PYTHON, *SUITES):
             rows = at(place, arguments)
         case "matrix":  # the Debian package, installed on each Debian
@@ -264,15 +267,15 @@ def run_part(part: str, venv: Path, arguments: Sequence[str]) -> list[Row]:
 def run_matrix(arguments: Sequence[str]) -> list[Row]:
     """Build the Debian package, and run what is to be run against it, on all Debians at once."""
     with matrix.built() as row:
-        return [row, *(side_by_side(tuple(matrix.PLACES), arguments) if row.passed else ())]
+        return [row, *(side_by_side([(place,) for place in matrix.PLACES], arguments) if row.passed else ())]
 
 
-def batches(parts: Sequence[str]) -> list[Sequence[str]]:
-    """Return the parts in their order, with those together that are run at the same time."""
-    if not set(TOGETHER) <= set(parts):
-        return [(part,) for part in parts]
-    first, *rest = TOGETHER
-    return [TOGETHER if part == first else (part,) for part in parts if part not in rest]
+def batches(parts: Sequence[str]) -> list[Sequence[Sequence[str]]]:
+    """Return the parts in their order, each a row of its own, but for the rows that are run at the same time."""
+    together = [part for row in TOGETHER for part in row]
+    if not set(together) <= set(parts):
+        return [((part,),) for part in parts]
+    return [TOGETHER if part == together[0] else ((part,),) for part in parts if part == together[0] or part not in together]
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -314,7 +317,7 @@ def main(argv: Sequence[str]) -> int:
         venv = virtual_environment(ELSEWHERE if options.report and not options.place else GROUPS)
         os.environ["PATH"] = f"{venv / 'bin'}:{os.environ['PATH']}"
         for some in batches(parts):
-            rows += side_by_side(some, arguments) if len(some) > 1 else run_part(some[0], venv, arguments)
+            rows += side_by_side(some, arguments) if len(some) > 1 else run_part(some[0][0], venv, arguments)
     except NotReadyError as error:
         say(str(error))
         rows.append(Row("preparation", "failed"))
