@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -167,3 +169,28 @@ def _described(left: Held) -> Iterator[str]:
         except FileNotFoundError:
             words = ""
         yield f"child {child} ({words or 'ended, not waited for'})"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Return a file with a key and a certificate that it signs itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    path = tmp_path / "both.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=here",
+    ]
+    subprocess.run(
+        [*command, "-keyout", path, "-out", tmp_path / "cert.pem"], check=True, capture_output=True
+    )
+    path.write_text(path.read_text() + (tmp_path / "cert.pem").read_text())
+    return path

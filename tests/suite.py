@@ -70,9 +70,9 @@ ELSEWHERE: Final = ("tests",) if os.environ.get("CI") else ("tests", "frameworks
 NEEDS_ROOT: Final = ("systemd", "roots", "matrix")
 
 PACKAGES: Final = {
-    "conformance": ("redis-server",),
+    "conformance": ("openssl", "redis-server"),
     "unit": ("redis-server",),
-    "process": ("redis-server",),
+    "process": ("openssl", "redis-server"),
     "systemd": ("haproxy", "nodejs", "redis-server", "systemd-container"),
     "bench": ("redis-server", "wrk"),
     "slow": ("nodejs", "redis-server", "systemd-container", *PACKAGING),

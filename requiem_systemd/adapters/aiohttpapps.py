@@ -22,7 +22,7 @@ import sys
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
-from requiem_systemd.adapters.asgiservers import keep_backlog
+from requiem_systemd.adapters.asgiservers import hang_up, keep_backlog
 from requiem_systemd.adapters.connections import Connections, Request, RequestName
 from requiem_systemd.adapters.tasks import Inside, Unseen, in_request, is_plain, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
@@ -256,7 +256,7 @@ class App:
             protocol.__class__ = self._watched[kind]
             if self._unseen is not None and is_plain(self.loop):
                 protocol._loop = self._unseen  # noqa: SLF001 - its task, which makes those of the requests, begins after this
-            self.connections.opened(protocol, transport.get_extra_info("socket"), protocol.force_close)
+            self.connections.opened(protocol, transport.get_extra_info("socket"), functools.partial(_close, protocol, transport))
 
         def connection_lost(protocol: Any, error: BaseException | None = None) -> None:
             lost(protocol, error)
@@ -298,6 +298,12 @@ class App:
 
 # That of CPython 3.11 is a function of Python's, which costs as much as the entry in the ledger.
 _current: Any = asyncio.current_task if isinstance(asyncio.current_task, BuiltinFunctionType) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined] # noqa: SLF001
+
+
+def _close(protocol: Any, transport: Any) -> None:
+    """Close an idle connection."""
+    protocol.force_close()
+    hang_up(transport)
 
 
 def _web() -> Any:

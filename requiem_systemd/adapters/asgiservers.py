@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -108,6 +109,18 @@ def keep_backlog(kwargs: dict[str, Any]) -> None:
         # asyncio's loops accept as many at once, too: with thousands in the queue all descriptors would be gone, and for each
         # that is not accepted they report an error. So the number stays, and the listener does not listen again.
         sock.__class__ = Listener
+
+
+def hang_up(transport: Any) -> None:
+    """Have a closing transport of asyncio or uvloop wait no longer for its client's close_notify; without TLS: nothing.
+
+    It would wait for `ssl_shutdown_timeout` (30 s, CPython 3.11) where the client does not look, as a pool's idle connection does not; RFC
+    8446, 6.1, does not ask for that. The client seems to have closed its side then: what is still to go out goes out.
+    """
+    if transport.get_extra_info("ssl_object") is None or transport.get_write_buffer_size():
+        return
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as sock:
+        sock.shutdown(socket.SHUT_RD)
 
 
 class OwnStop:

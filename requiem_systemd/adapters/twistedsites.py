@@ -53,7 +53,7 @@ class Site:
         """A connection was made. Its transport tells of its end, also where something else takes the place of its protocol."""
         transport.requiem = None
         transport.connectionLost = functools.partial(self._lost, transport)
-        self.connections.opened(transport, getattr(transport, "socket", None), transport.loseConnection)
+        self.connections.opened(transport, getattr(transport, "socket", None), functools.partial(_close, transport))
 
     def _lost(self, transport: Any, reason: Any) -> None:
         del transport.connectionLost  # ours
@@ -176,6 +176,19 @@ def _announce_end(request: Any) -> None:
     if request.clientproto == b"HTTP/1.1" and request.code != 101:
         request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
         request.channel.persistent = False
+
+
+def _close(transport: Any) -> None:
+    """Close an idle connection.
+
+    Under TLS it would stay open as long as its channel produces for it, which it does for all its life, and then until its client closes
+    it too: to wait for that is not asked for (RFC 8446, 6.1).
+    """
+    transport.unregisterProducer()
+    transport.loseConnection()
+    under = getattr(transport, "transport", None)
+    if under is not None and transport.getHandle().get_shutdown():  # all is out, the alert that says so too
+        under.loseConnection()
 
 
 def post(reactor: Any, call: Callable[[], object]) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from requiem_systemd import journal
 from requiem_systemd.adapters import loaded
+from requiem_systemd.adapters.asgiservers import hang_up
 from requiem_systemd.adapters.tasks import INSIDE, Unseen, in_request, is_plain, latched
 
 LOG: Final = logging.getLogger("requiem_systemd")
@@ -128,6 +129,7 @@ def _drain_first(service: Any, server: Any) -> None:
         await latched(service.engine.drain.closing)
         if not server.should_exit:  # nobody has told it: the doors have only begun to close
             await asyncio.sleep(KEEPALIVE_GRACE)
+        asyncio.get_running_loop().call_soon(_hang_up, server)  # when it has closed what is idle, it waits for the first time
         await shutdown(*args, **kwargs)
 
     server.shutdown = drained
@@ -138,6 +140,14 @@ def _drain_first(service: Any, server: Any) -> None:
             "has ended; with long jobs leave it out",
             limit,
         )
+
+
+def _hang_up(server: Any) -> None:
+    """Have what uvicorn has closed, for it was idle, be over."""
+    for connection in server.server_state.connections:
+        transport = getattr(connection, "transport", None)
+        if transport is not None and transport.is_closing():
+            hang_up(transport)
 
 
 def _hold_without_lifespan(service: Any, lifespan: Any) -> None:

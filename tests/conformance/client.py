@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.patience import PATIENCE
+
+if TYPE_CHECKING:
+    import ssl
 
 
 class Response(NamedTuple):
@@ -19,9 +22,11 @@ class Response(NamedTuple):
 class Connection:
     """One connection to a server on this machine."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Connect; ConnectionRefusedError where nobody listens."""
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        if tls is not None:
+            self.sock = tls.wrap_socket(self.sock, server_hostname="here")
         self._file = self.sock.makefile("rb")
 
     def __enter__(self) -> Self:

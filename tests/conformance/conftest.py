@@ -84,6 +84,7 @@ class Server:
         self.subject = subject
         self.manager = manager
         self.port = port
+        self._folder = folder
         self._record = folder / "record"
         self._output = folder / "output"
         self._record.touch()
@@ -102,7 +103,7 @@ class Server:
 
     def spawn(self, words: Sequence[str], **env: str) -> None:
         """Start a command as the service; wait for nothing."""
-        fill = {"bin": str(Path(sys.executable).parent), "python": sys.executable, "port": str(self.port)}
+        fill = {"bin": str(Path(sys.executable).parent), "python": sys.executable, "port": str(self.port), "folder": str(self._folder)}
         with self._output.open("ab") as output:
             self.process = self.manager.spawn(
                 [word.format_map(fill) for word in words],

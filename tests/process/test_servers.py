@@ -8,11 +8,9 @@ import functools
 import http.server
 import multiprocessing
 import os
-import shutil
 import socket
 import socketserver
 import ssl
-import subprocess
 import threading
 import wsgiref.simple_server
 from typing import TYPE_CHECKING, Any
@@ -509,31 +507,6 @@ def test_tls(service: Service, certificate: Path) -> None:
         one.sendall(REQUEST)
         assert b"Connection: close\r\n" in answer(one)
         assert silent.recv(1) == b""
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """Return a file with a key and a certificate that it signs itself."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl")
-    path = tmp_path / "both.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-subj",
-        "/CN=here",
-    ]
-    subprocess.run(
-        [*command, "-keyout", path, "-out", tmp_path / "cert.pem"], check=True, capture_output=True
-    )
-    path.write_text(path.read_text() + (tmp_path / "cert.pem").read_text())
-    return path
 
 
 # -- socketserver

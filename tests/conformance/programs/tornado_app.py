@@ -100,7 +100,7 @@ async def main():
     """Serve."""
     record("startup")
     handlers = [("/health", tornadorequests.health()), ("/stream", Stream), ("/events", Events), ("(?:/|/deaf)", Socket), ("/.+", Plain)]
-    server = httpserver.HTTPServer(web.Application(handlers))
+    server = httpserver.HTTPServer(web.Application(handlers), ssl_options={"certfile": sys.argv[2]} if sys.argv[2:] else None)
     if "PLAIN" not in os.environ:
         requiem.track_socket(server)
     if sys.argv[1:]:

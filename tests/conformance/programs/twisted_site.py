@@ -160,7 +160,11 @@ root.putChild(b"stream", Stream())
 root.putChild(b"events", Events())
 root.putChild(b"health", twistedports.health())
 site = server.Site(root)
-if sys.argv[1:]:
+if sys.argv[2:]:
+    from twisted.internet import ssl
+
+    port = reactor.listenSSL(int(sys.argv[1]), site, ssl.DefaultOpenSSLContextFactory(*sys.argv[2:] * 2), interface="127.0.0.1")
+elif sys.argv[1:]:
     port = reactor.listenTCP(int(sys.argv[1]), site, interface="127.0.0.1")
 else:
     listener = requiem.listener("http")
