@@ -40,7 +40,7 @@ TURN: Final = 0.05  # seconds
 AT_LEAST: Final = 0.95
 SERVE_AT_LEAST: Final = 0.97
 # uvicorn as `pip install uvicorn` brings it speaks by h11. By httptools, which uvicorn[standard] brings, it answers such a request in a third
-# of the time, and ours is the same 1.4 us: short of the promise, see docs/peers.md. This is so that it gets no worse.
+# of the time, and ours is the same 1.0 us: at the promise or short of it, see docs/peers.md. This is so that it gets no worse.
 BY_HTTPTOOLS_AT_LEAST: Final = 0.91
 WITHOUT_HTTPTOOLS: Final = Path(__file__).parent / "without_httptools"
 PATIENCE: Final = 30.0
