@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from requiem_systemd.adapters.asgiservers import hang_up, keep_backlog
 from requiem_systemd.adapters.connections import Connections, Request, RequestName
-from requiem_systemd.adapters.tasks import Inside, Unseen, in_request, is_plain, latched, track_tasks
+from requiem_systemd.adapters.tasks import INSIDE, Inside, Unseen, in_request, is_plain, latched, track_tasks
 from requiem_systemd.errors import DrainingError, NotMainThreadError
 from requiem_systemd.gate import SIGNALS, name_of
 from requiem_systemd.hooks import running_loop
@@ -61,12 +61,11 @@ def server_runner(service: Any, runner: Any, grace: float) -> None:
 
 async def health(request: Any) -> Any:
     """Answer for the health path, in a route: 200, from the begin of the drain 503. It holds nothing."""
-    answer = in_request.get()
-    if not isinstance(answer, Answer):
+    app: App | None = getattr(request.protocol, "requiem", None)
+    if app is None:
         msg = "aiohttpapps.health answers for an application that is tracked; call track_socket(app) before run_app()"
-        raise RuntimeError(msg)  # noqa: TRY004 - nothing is wrong with the request
-    del request
-    return answer.of.answer_health(answer)
+        raise RuntimeError(msg)
+    return app.answer_health(request.protocol)
 
 
 class Answer(Request, Inside):
@@ -111,14 +110,15 @@ class Answer(Request, Inside):
         self.request._message = self.request._message._replace(should_close=True)  # noqa: SLF001 - it is asked when the answer is prepared
 
 
-def _watched(kind: Any, app: App) -> type:
-    """Make the subclass of a class of connections whose requests an application hears of."""
+def _watched(kind: Any, app: App, *, marked: bool) -> type:
+    """Make the subclass of a class of connections whose requests an application hears of; `marked`: their contexts say so already."""
     handle, ledger, loop = kind._handle_request, app.ledger, app.loop  # noqa: SLF001 - see the top
     clock, live = ledger.clock, ledger.live  # on its own: see asgi.Exchange.send
     make: Any = type("Answer", (Answer,), {"__slots__": (), "of": app})
 
     class Watched(kind):  # type: ignore[misc] # of whatever class there is
         __slots__ = ()
+        requiem = app
 
         async def _handle_request(self, request: Any, start_time: Any, request_handler: Any) -> Any:
             answer = make()
@@ -126,7 +126,8 @@ def _watched(kind: Any, app: App) -> type:
             live[answer] = clock()
             if ledger.alert and not app.admits(answer):
                 return await handle(self, request, start_time, _say_stopped)
-            in_request.set(answer)  # it has a task, and so a context, of its own
+            if not marked:
+                in_request.set(answer)  # it has a task, and so a context, of its own
             try:
                 return await handle(self, request, start_time, request_handler)
             except asyncio.CancelledError:
@@ -156,7 +157,7 @@ class App:
         self.connections: Connections
         self.loop: Any = None
         self._unseen: Unseen | None = None
-        self._watched: dict[type, type] = {}
+        self._watched: dict[tuple[type, bool], type] = {}
         self._managers: list[Any] = []
         self._run_app: Any = None
         self._leaving = False
@@ -250,12 +251,14 @@ class App:
 
         def connection_made(protocol: Any, transport: Any) -> None:
             made(protocol, transport)
+            marked = self._unseen is not None and is_plain(self.loop)
             kind: Any = type(protocol)
-            if kind not in self._watched:
-                self._watched[kind] = _watched(kind, self)
-            protocol.__class__ = self._watched[kind]
-            if self._unseen is not None and is_plain(self.loop):
-                protocol._loop = self._unseen  # noqa: SLF001 - its task, which makes those of the requests, begins after this
+            if (kind, marked) not in self._watched:
+                self._watched[kind, marked] = _watched(kind, self, marked=marked)
+            protocol.__class__ = self._watched[kind, marked]
+            if marked:  # its task, which makes those of the requests, begins after this
+                protocol._loop = self._unseen  # noqa: SLF001
+                in_request.set(INSIDE)
             self.connections.opened(protocol, transport.get_extra_info("socket"), functools.partial(_close, protocol, transport))
 
         def connection_lost(protocol: Any, error: BaseException | None = None) -> None:
@@ -288,9 +291,11 @@ class App:
         for answer in self._answers():
             self.connections.join(answer, answer.request.protocol)
 
-    def answer_health(self, answer: Answer) -> Any:
+    def answer_health(self, protocol: Any) -> Any:
         """Answer for the health path, which holds nothing."""
-        self.connections.leave(answer)
+        for answer in self._answers():
+            if answer.request.protocol is protocol:  # one at a time
+                self.connections.leave(answer)
         draining = self.ledger.began is not None
         text = "draining\n" if draining else "ok\n"
         return _web().Response(status=503 if draining else 200, text=text, headers={"Cache-Control": "no-store"})
